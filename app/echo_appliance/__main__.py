@@ -1,0 +1,43 @@
+"""argv -> mode.  Only the mode that runs is imported: the first client waits for imports."""
+
+import sys
+
+from .errors import SetupError, say
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+USAGE = """\
+usage: echo-appliance MODE [option ...]
+
+modes:
+  echo     send back what arrives on every inherited socket
+  probe    test an echo server from outside, on any socket family
+
+echo-appliance MODE --help lists a mode's options.
+"""
+
+
+def main(arguments: "Sequence[str] | None" = None) -> int:
+    """Run the mode that the first argument names; return the exit status."""
+    mode, *rest = (sys.argv[1:] if arguments is None else arguments) or [""]
+    try:
+        if mode == "echo":
+            from .echo.command import main as run
+        elif mode == "probe":
+            from .probe import main as run
+        elif mode in ("-h", "--help", "help"):
+            sys.stdout.write(USAGE)
+            return 0
+        else:
+            raise SetupError(f"{mode!r} is not a mode: use echo or probe" if mode else
+                             "no mode given: use echo or probe")  # fmt: skip
+        return run(rest)
+    except SetupError as error:
+        say(str(error))
+        return 2 if mode not in ("echo", "probe") else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Echo mode: send back what arrives, on every socket family."""

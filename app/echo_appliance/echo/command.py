@@ -1,0 +1,167 @@
+"""`echo-appliance echo`: from options and inherited sockets to a running Service."""
+
+import resource
+import socket
+
+from ..accept import Acceptor
+from ..admission import Admission
+from ..errors import SetupError
+from ..inherit import Inherited, describe, take
+from ..loop import Loop
+from ..metrics import Registry
+from ..metrics_http import NAME as METRICS
+from ..metrics_http import serve_metrics
+from ..notify import ServiceManager
+from ..options import Parser, add_service_options
+from ..service import Lifetimes, Service
+from .connection import Endpoint
+from .datagram import InternetDatagrams, UnixDatagrams, refused_ports
+from .seqpacket import SeqpacketConnection
+from .stream import StreamConnection
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..service import Manager
+
+DEFAULT_MAX_CONNECTIONS = 16384
+
+# Descriptors that are not connections: standard ones, epoll, wakeup, notify, sockets passed.
+_RESERVED_DESCRIPTORS = 64
+
+
+class Options:
+    """What the command line says; filled by argparse."""
+
+    max_connections: int | None
+    max_connections_per_source: int
+    idle_timeout: float
+    exit_idle: float
+    drain: float
+    start_sleep: float
+    workers: int
+    debug: bool
+    allow_any_source: bool
+
+
+def main(arguments: "Sequence[str]") -> int:
+    """Run the mode; return the exit status.  Raises SetupError, in words for the user."""
+    options = _parse(arguments)
+    sockets = take()
+    metrics = [one for one in sockets if one.name == METRICS]
+    served = [one for one in sockets if one.name != METRICS]
+    _check_roles(served, metrics, options.workers)
+    limit = _connection_limit(options.max_connections)
+    if options.workers > 1:
+        return _run_workers(options, limit, served, metrics)
+    registry = Registry()
+    service = _build(Loop(), ServiceManager(), registry, served, options, limit)
+    for inherited in metrics:
+        serve_metrics(service, inherited, registry)
+    return service.run()
+
+
+def _parse(arguments: "Sequence[str]") -> Options:
+    parser = Parser("echo-appliance echo", "Send back what arrives on every inherited socket.")
+    add_service_options(parser)
+    parser.add_argument(
+        "--allow-any-source", action="store_true",
+        help="answer datagrams from ports of services that answer anything (a risk of loops)",
+    )  # fmt: skip
+    return parser.parse_args(arguments, namespace=Options())
+
+
+def _check_roles(served: list[Inherited], metrics: list[Inherited], workers: int) -> None:
+    for inherited in metrics:
+        if not (inherited.listening and inherited.type == socket.SOCK_STREAM):
+            raise SetupError(
+                f"{inherited} cannot serve metrics: pass a listening stream socket by that name"
+            )
+    if not served:
+        raise SetupError(f"only sockets named {METRICS!r} were passed: pass one to echo on, too")
+    if workers > 1:
+        for inherited in served:
+            if not (inherited.listening or inherited.is_dgram):
+                raise SetupError(
+                    f"{inherited} is one connection, which workers cannot share: drop --workers"
+                )
+
+
+def _connection_limit(asked: int | None) -> int:
+    """Raise the soft descriptor limit as far as we may, and return how many connections fit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        # select() is what the low soft limit protects; we have epoll.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        soft = hard
+    if asked is not None:
+        return asked
+    return max(1, min(DEFAULT_MAX_CONNECTIONS, soft - _RESERVED_DESCRIPTORS))
+
+
+def _run_workers(
+    options: Options, limit: int, served: list[Inherited], metrics: list[Inherited]
+) -> int:
+    from ..workers import Link, supervise
+
+    share = -(-limit // options.workers)  # rounded up; 0, no limit, stays 0
+
+    def build(loop: Loop, link: Link) -> Service:
+        return _build(loop, link, Registry(), served, options, share)
+
+    lifetimes = Lifetimes(options.drain, options.exit_idle, options.start_sleep)
+    return supervise(options.workers, build, lifetimes, _list(served), metrics)
+
+
+def _build(
+    loop: Loop,
+    manager: "Manager",
+    registry: Registry,
+    served: list[Inherited],
+    options: Options,
+    limit: int,
+) -> Service:
+    """Put handlers on all sockets; what they share is made here."""
+    start_sleep = options.start_sleep if options.workers == 1 else 0.0  # the supervisor's, then
+    lifetimes = Lifetimes(options.drain, options.exit_idle, start_sleep)
+    service = Service(loop, manager, registry, lifetimes, _list(served), options.debug)
+    admission = Admission(limit, options.max_connections_per_source)
+    refused = frozenset[int]() if options.allow_any_source else refused_ports(served)
+    for inherited in served:
+        endpoint = Endpoint(
+            service, admission, registry.counters(inherited.name), inherited.name,
+            idle_timeout=options.idle_timeout, debug=options.debug,
+        )  # fmt: skip
+        _serve(endpoint, inherited, refused)
+    return service
+
+
+def _serve(endpoint: Endpoint, inherited: Inherited, refused: frozenset[int]) -> None:
+    """Choose the handler by what the kernel says the socket is."""
+    service = endpoint.service
+    if inherited.is_dgram:
+        if inherited.is_internet:
+            service.add_source(InternetDatagrams(endpoint, inherited, refused))
+        else:
+            service.add_source(UnixDatagrams(endpoint, inherited))
+        return
+
+    def serve(sock: socket.socket, source: str | None) -> None:
+        if inherited.type == socket.SOCK_SEQPACKET:
+            SeqpacketConnection(endpoint, sock, source)
+        else:
+            StreamConnection(endpoint, sock, source)
+
+    if inherited.listening:
+        acceptor = Acceptor(service.loop, inherited, endpoint.admission, endpoint.counters, serve)
+        service.add_source(acceptor)
+    else:
+        # What systemd accepted for us (Accept=yes) is served whatever the limits are.
+        endpoint.admission.admit(None)
+        service.at_start(lambda: serve(inherited.socket, None))
+
+
+def _list(served: list[Inherited]) -> str:
+    """Name what is served: 'demo: inet stream 127.0.0.1:3000, ...'."""
+    return ", ".join(f"{one.name} ({describe(one.socket)})" for one in served)

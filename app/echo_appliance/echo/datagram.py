@@ -1,0 +1,218 @@
+"""Echoes datagrams: each whole, from the address it was sent to, to where it came from.
+
+An answer that cannot be sent now is dropped and counted, as UDP does: nothing
+waits for a datagram, so nothing can be made to.
+
+UDP has no handshake, so its sources can be forged.  Two servers that answer
+anything can be set upon each other for ever by one forged datagram
+(CVE-1999-0103, CVE-2024-2169); hence REFUSED_PORTS.
+"""
+
+import errno
+import select
+import socket
+
+from ..errors import say
+from ..inherit import Inherited
+from ..linux import IP_FREEBIND, IP_RECVORIGDSTADDR, IPV6_FREEBIND, IPV6_RECVORIGDSTADDR
+from .connection import Endpoint
+from .original import ANCILLARY_SIZE, answer_from
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from .original import Ancillary
+
+# Longest: a unix datagram, bounded by its sender's SO_SNDBUF (208 KiB unless it is privileged).
+# UDP carries up to 65,507 octets.  Only the pages that were once needed are real memory.
+DATAGRAM_LIMIT = 1024 * 1024
+
+# Give way to the connections after so many; a queue that is longer is reported again.
+DATAGRAMS_PER_TURN = 64
+
+# Destinations whose control messages are kept ready.  Behind a prefix there may be millions.
+_ANSWERS_KEPT = 1024
+
+# Services that answer whatever reaches them: no client of ours uses these as its port.
+REFUSED_PORTS = frozenset((
+    0,  # nobody can be answered there
+    7, 11, 13, 17, 19,  # echo, active users, daytime, quote of the day, character generator
+    37, 53, 69, 111, 123,  # time, DNS, TFTP, portmapper, NTP
+    137, 161, 389, 500, 520,  # NetBIOS names, SNMP, CLDAP, IKE, RIP
+    1434, 1900, 3702,  # MS-SQL, SSDP, WS-Discovery
+    5060, 5353, 5683, 11211,  # SIP, multicast DNS, CoAP, memcached
+))  # fmt: skip
+
+_SEND_REASONS = {
+    errno.EAGAIN: "send-buffer-full",
+    errno.ENOBUFS: "send-buffer-full",
+    errno.ENOENT: "client-address-not-reachable",  # a path of another mount namespace
+    errno.ECONNREFUSED: "client-gone",
+    errno.EACCES: "not-permitted",
+    errno.EPERM: "not-permitted",
+}
+
+_buffer = bytearray(DATAGRAM_LIMIT)
+_view = memoryview(_buffer)
+_buffers = [_buffer]
+
+
+class _Datagrams:
+    """One inherited datagram socket.  Owns it; close() ends it."""
+
+    def __init__(self, endpoint: Endpoint, inherited: Inherited) -> None:
+        self._endpoint = endpoint
+        self._socket = inherited.socket
+
+    def start(self) -> None:
+        """Echo from now on."""
+        # Exclusive: of several workers that wait for this socket one is woken, not all.
+        events = select.EPOLLIN | select.EPOLLEXCLUSIVE
+        self._endpoint.loop.watch(self._socket.fileno(), events, self._on_readable)
+
+    def close(self) -> None:
+        """Stop.  What is queued stays there for whoever holds the socket."""
+        self._endpoint.loop.discard(self._socket.fileno())
+        self._socket.close()
+
+    def _on_readable(self, _events: int) -> None:
+        raise NotImplementedError
+
+
+class InternetDatagrams(_Datagrams):
+    """Echoes on a UDP socket, IPv4, IPv6 or both."""
+
+    def __init__(self, endpoint: Endpoint, inherited: Inherited, refused: frozenset[int]) -> None:
+        super().__init__(endpoint, inherited)
+        self._refused = refused
+        self._answers: dict[bytes, Ancillary | None] = {}
+        _ask_for_destination(inherited)
+
+    # Hot: local names; the control messages of an answer are made once per destination.
+    # 0.74 of the same loop in C.
+    def _on_readable(self, _events: int) -> None:
+        receive = self._socket.recvmsg_into
+        send = self._socket.sendmsg
+        answers = self._answers
+        refused = self._refused
+        endpoint = self._endpoint
+        counters = endpoint.counters
+        endpoint.service.touch()
+        for _ in range(DATAGRAMS_PER_TURN):
+            try:
+                size, ancillary, _, peer = receive(_buffers, ANCILLARY_SIZE)
+            except BlockingIOError:
+                return
+            except OSError:
+                counters.drop("receive-error")  # an ICMP error for an earlier answer
+                continue
+            counters.datagrams_received += 1
+            counters.received += size
+            if peer[1] in refused:
+                counters.drop("refused-port")
+                continue
+            destination = ancillary[0][2] if ancillary else b""
+            try:
+                answer = answers[destination]
+            except KeyError:
+                answer = self._remember(destination, ancillary)
+            if answer is None:
+                counters.drop("sent-to-group")
+                continue
+            try:
+                send((_view[:size],), answer, 0, peer)
+            except OSError as error:
+                counters.drop(_send_reason(error))
+                continue
+            counters.datagrams_sent += 1
+            counters.sent += size
+            if endpoint.debug:
+                endpoint.trace(size, size)
+
+    def _remember(self, destination: bytes, ancillary: "Ancillary") -> "Ancillary | None":
+        if len(self._answers) >= _ANSWERS_KEPT:
+            self._answers.clear()
+        answer = answer_from(ancillary)
+        self._answers[destination] = answer
+        return answer
+
+
+class UnixDatagrams(_Datagrams):
+    """Echoes on a unix datagram socket.
+
+    A client is answered wherever its address can be reached: an abstract (or
+    autobound) one belongs to the network namespace of the socket, which is the
+    host's; a path must be visible, and writable, in our mount namespace.  A
+    connected socket has one peer, which needs no address.
+    """
+
+    def __init__(self, endpoint: Endpoint, inherited: Inherited) -> None:
+        super().__init__(endpoint, inherited)
+        self._connected = inherited.connected
+
+    def _on_readable(self, _events: int) -> None:
+        self._endpoint.service.touch()
+        for _ in range(DATAGRAMS_PER_TURN):
+            try:
+                size, _, flags, peer = self._socket.recvmsg_into(_buffers)
+            except BlockingIOError:
+                return
+            except OSError:
+                self._endpoint.counters.drop("receive-error")
+                continue
+            self._echo(size, flags, peer)
+
+    def _echo(self, size: int, flags: int, peer: "str | bytes | None") -> None:
+        counters = self._endpoint.counters
+        counters.datagrams_received += 1
+        counters.received += size
+        if flags & socket.MSG_TRUNC:
+            counters.drop("too-long")
+            return
+        if not (peer or self._connected):
+            counters.drop("client-without-address")
+            return
+        try:
+            self._socket.sendmsg((_view[:size],), (), 0, peer or None)
+        except OSError as error:
+            counters.drop(_send_reason(error))
+            return
+        counters.datagrams_sent += 1
+        counters.sent += size
+        if self._endpoint.debug:
+            self._endpoint.trace(size, size)
+
+
+def refused_ports(inherited: "Iterable[Inherited]") -> frozenset[int]:
+    """Return the source ports that are not answered: REFUSED_PORTS and our own.
+
+    A datagram from a port that we serve ourselves comes from this process or
+    from another one like it, and either would answer our answer, for ever.
+    """
+    return REFUSED_PORTS.union(
+        one.socket.getsockname()[1] for one in inherited if one.is_dgram and one.is_internet
+    )
+
+
+def _ask_for_destination(inherited: Inherited) -> None:
+    options = [
+        # A dual-stack socket reports IPv4 destinations by the IPv4 option.
+        (socket.IPPROTO_IP, IP_RECVORIGDSTADDR, "IP_RECVORIGDSTADDR"),
+        (socket.IPPROTO_IP, IP_FREEBIND, "IP_FREEBIND"),
+    ]
+    if inherited.family == socket.AF_INET6:
+        options += [
+            (socket.IPPROTO_IPV6, IPV6_RECVORIGDSTADDR, "IPV6_RECVORIGDSTADDR"),
+            (socket.IPPROTO_IPV6, IPV6_FREEBIND, "IPV6_FREEBIND"),
+        ]
+    for level, option, name in options:
+        try:
+            inherited.socket.setsockopt(level, option, 1)
+        except OSError as error:
+            say(f"{inherited}: {name} refused ({error.strerror}); the kernel picks the address")
+
+
+def _send_reason(error: OSError) -> str:
+    number = error.errno or 0
+    return _SEND_REASONS.get(number, errno.errorcode.get(number, str(number)).lower())

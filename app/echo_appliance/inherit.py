@@ -1,0 +1,226 @@
+"""Takes the sockets that were passed to us: LISTEN_FDS -> typed Inherited sockets.
+
+Never binds, never listens: a socket is used as it came.  Also takes a socket on
+standard input (inetd style, StandardInput=socket), when nothing else was passed.
+
+Source: sd_listen_fds(3), systemd.socket(5), inetd(8).
+"""
+
+import os
+import socket
+import stat
+
+from systemd.daemon import listen_fds_with_names
+
+from .errors import SetupError
+
+FIRST_DESCRIPTOR = 3  # SD_LISTEN_FDS_START
+INETD_NAME = "stdin"
+
+_HOW_TO = (
+    "start me from a systemd .socket unit, or try: "
+    "systemd-socket-activate -l 3000 echo-appliance echo"
+)
+_STREAM_FAMILIES = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX, socket.AF_VSOCK)
+_TYPE_WORDS = {
+    socket.SOCK_STREAM: "stream",
+    socket.SOCK_DGRAM: "dgram",
+    socket.SOCK_SEQPACKET: "seqpacket",
+    socket.SOCK_RAW: "raw",
+}
+
+
+class Inherited:
+    """A socket that we were handed.  Owns its descriptor; close() once, by whoever serves it."""
+
+    __slots__ = ("connected", "family", "listening", "name", "socket", "type")
+
+    def __init__(self, name: str, sock: socket.socket) -> None:
+        self.name = name
+        self.socket = sock
+        self.family = int(sock.family)
+        self.type = int(sock.type)
+        self.listening = bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+        self.connected = _has_peer(sock)
+
+    @property
+    def is_dgram(self) -> bool:
+        """Whether messages are read from it directly: neither listening nor a byte stream."""
+        return self.type == socket.SOCK_DGRAM
+
+    @property
+    def is_internet(self) -> bool:
+        """Whether its addresses are IPv4 or IPv6 ones."""
+        return self.family in (socket.AF_INET, socket.AF_INET6)
+
+    def __str__(self) -> str:
+        """In one phrase, as error messages and the log need it."""
+        return f"descriptor {self.socket.fileno()} {self.name!r} ({describe(self.socket)})"
+
+
+def take() -> list[Inherited]:
+    """Return every socket that was passed to this process, in descriptor order.
+
+    The sockets become non-blocking and close-on-exec, and LISTEN_* is removed
+    from the environment, so that no child takes them for its own.
+
+    Raises SetupError when none was passed, or when one cannot be served by any mode.
+    """
+    passed = _passed_descriptors()
+    if not passed and _is_socket(0):
+        passed = [(0, INETD_NAME)]
+    if not passed:
+        raise SetupError(f"no sockets were passed (LISTEN_FDS is not set): {_HOW_TO}")
+    return [_inherit(descriptor, name) for descriptor, name in passed]
+
+
+def describe(sock: socket.socket) -> str:
+    """Name a socket's kind and address: 'inet stream 127.0.0.1:3000'."""
+    family = (
+        sock.family.name[3:].lower()
+        if isinstance(sock.family, socket.AddressFamily)
+        else (f"family {sock.family}")
+    )
+    kind = _TYPE_WORDS.get(sock.type, f"type {int(sock.type)}")
+    return f"{family} {kind} {format_address(sock.getsockname())}".rstrip()
+
+
+def format_address(address: object) -> str:
+    """Return an address as people write it: 127.0.0.1:80, [::1]:80, /path, @abstract, CID:port."""
+    if isinstance(address, tuple):
+        host, port = address[:2]
+        return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
+    if isinstance(address, bytes):
+        return "@" + address[1:].decode(errors="backslashreplace")
+    return str(address or "")
+
+
+def _passed_descriptors() -> list[tuple[int, str]]:
+    """LISTEN_FDS and LISTEN_FDNAMES by libsystemd, with our words for what it refuses."""
+    count = os.environ.get("LISTEN_FDS")
+    if count is None:
+        return []
+    _check_environment(count)
+    try:
+        return list(listen_fds_with_names(unset_environment=True).items())
+    except OSError as error:
+        raise SetupError(f"LISTEN_FDS cannot be read ({error.strerror}): {_HOW_TO}") from error
+
+
+def _check_environment(count: str) -> None:
+    # libsystemd answers each of these with 0 or a bare errno; a person needs to know which it was.
+    pid = os.environ.get("LISTEN_PID", "")
+    if pid != str(os.getpid()):
+        raise SetupError(
+            f"LISTEN_PID is {pid or 'not set'}, but this is process {os.getpid()}: "
+            "the sockets were passed to another process; let systemd execute me directly, "
+            "without a shell in between"
+        )
+    if not count.isascii() or not count.isdigit():
+        raise SetupError(f"LISTEN_FDS={count!r} is not a number: {_HOW_TO}")
+    if int(count) == 0:
+        return
+    names = os.environ.get("LISTEN_FDNAMES")
+    if names is not None and len(names.split(":")) != int(count):
+        raise SetupError(
+            f"LISTEN_FDNAMES={names!r} has {len(names.split(':'))} names for {count} descriptors: "
+            "give each descriptor one name, with colons between"
+        )
+    for descriptor in range(FIRST_DESCRIPTOR, FIRST_DESCRIPTOR + int(count)):
+        _check_open(descriptor, count)
+
+
+def _check_open(descriptor: int, count: str) -> None:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        raise SetupError(
+            f"descriptor {descriptor} is closed, though LISTEN_FDS={count} promises it: "
+            "whatever started me must leave it open"
+        ) from None
+
+
+def _inherit(descriptor: int, name: str) -> Inherited:
+    where = f"descriptor {descriptor} {name!r}"
+    if not _is_socket(descriptor):
+        raise SetupError(
+            f"{where} is {_file_kind(descriptor)}, not a socket: "
+            "pass sockets only (ListenStream=, ListenDatagram=, ListenSequentialPacket=)"
+        )
+    sock = socket.socket(fileno=descriptor)
+    sock.setblocking(False)
+    os.set_inheritable(descriptor, False)
+    inherited = Inherited(name, sock)
+    _check_servable(inherited)
+    return inherited
+
+
+def _check_servable(inherited: Inherited) -> None:
+    """Refuse what no mode can serve, before READY=1, in words."""
+    sock = inherited.socket
+    if inherited.type == socket.SOCK_STREAM and inherited.family in _STREAM_FAMILIES:
+        known = True
+    elif inherited.type == socket.SOCK_SEQPACKET:
+        known = inherited.family in (socket.AF_UNIX, socket.AF_VSOCK)
+    elif inherited.type == socket.SOCK_DGRAM:
+        known = inherited.family == socket.AF_UNIX or (
+            inherited.is_internet and sock.proto in (socket.IPPROTO_UDP, socket.IPPROTO_UDPLITE)
+        )
+    else:
+        known = False
+    if not known:
+        raise SetupError(
+            f"{inherited} cannot be served: pass stream, seqpacket or dgram sockets of "
+            "unix, inet, inet6 or vsock"
+        )
+    if not (inherited.is_dgram or inherited.listening or inherited.connected):
+        raise SetupError(
+            f"{inherited} is neither listening nor connected: call listen() before passing it "
+            "(systemd does for ListenStream=)"
+        )
+
+
+def _has_peer(sock: socket.socket) -> bool:
+    try:
+        sock.getpeername()
+    except OSError:
+        # ENOTCONN; also EINVAL from a connection that was reset before we came, which
+        # is still to be served: reading it will say so.
+        return sock.type == socket.SOCK_STREAM and _was_connected(sock)
+    return True
+
+
+def _was_connected(sock: socket.socket) -> bool:
+    """Tell a stream whose peer is gone already from one that was never connected.
+
+    Only TCP and vsock lose the peer's name; there, recv() on a socket that never
+    had a peer fails with ENOTCONN, on one that had it does not.
+    """
+    try:
+        sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return True
+    except ConnectionError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def _is_socket(descriptor: int) -> bool:
+    try:
+        return stat.S_ISSOCK(os.fstat(descriptor).st_mode)
+    except OSError:
+        return False
+
+
+def _file_kind(descriptor: int) -> str:
+    mode = os.fstat(descriptor).st_mode
+    kinds = (
+        (stat.S_ISREG, "a file"),
+        (stat.S_ISFIFO, "a pipe"),
+        (stat.S_ISDIR, "a directory"),
+        (stat.S_ISCHR, "a character device"),
+        (stat.S_ISBLK, "a block device"),
+    )
+    return next((words for test, words in kinds if test(mode)), "an anonymous kernel object")

@@ -1,0 +1,194 @@
+"""The one place that waits: epoll, timers and signals, with plain callbacks.
+
+A handler is called with the epoll events of its descriptor.  Two facts about
+epoll shape every handler here (see epoll(7), "Questions and answers"):
+
+* Events are a hint, not a promise.  A handler may close a descriptor whose
+  event is still in the batch being served, and an accept() in the same batch
+  may be given the same number: the stale event then reaches the new owner.
+  So handlers always try the (non-blocking) call and take EAGAIN for an
+  answer; none trusts EPOLLHUP alone.
+* Registration belongs to the open file description, not to the number.  The
+  owner of a descriptor calls forget() first and close() after, or a copy of
+  it in another process would keep reporting events that nobody can remove.
+
+Level-triggered throughout: an event that is not served comes again, so that a
+bound on the work done per turn costs nothing but another turn.
+"""
+
+import os
+import select
+import signal
+from heapq import heapify, heappop, heappush
+from time import monotonic
+
+TYPE_CHECKING = False  # importing typing costs 3 ms of the first client's wait
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+EVENTS_PER_TURN = 64  # select.epoll allocates room for these at every turn
+
+
+class Timer:
+    """One call in the future; cancel() is allowed at any time, also from the call itself."""
+
+    __slots__ = ("_callback", "_loop", "_when")
+
+    def __init__(self, loop: "Loop", when: float, callback: "Callable[[], None]") -> None:
+        self._loop = loop
+        self._when = when
+        self._callback: Callable[[], None] | None = callback
+
+    def __lt__(self, other: "Timer") -> bool:
+        return self._when < other._when
+
+    def cancel(self) -> None:
+        """Make sure that the call does not happen (any more)."""
+        if self._callback is not None:
+            self._callback = None
+            self._loop._timer_cancelled()
+
+    def _fire(self) -> None:
+        callback, self._callback = self._callback, None
+        if callback is not None:
+            callback()
+
+
+class Loop:
+    """Waits for descriptors, timers and signals, and calls their handlers, until stop()."""
+
+    def __init__(self) -> None:
+        self.now = monotonic()  # seconds, read once per turn: what handlers measure time by
+        self._epoll = select.epoll()
+        self._handlers: dict[int, Callable[[int], None]] = {}
+        self._timers: list[Timer] = []
+        self._cancelled = 0
+        self._signals: dict[int, Callable[[], None]] = {}
+        self._stopped = False
+
+    # -- descriptors ---------------------------------------------------------
+
+    def watch(self, descriptor: int, events: int, handler: "Callable[[int], None]") -> None:
+        """Call handler(events) whenever the descriptor is ready.  Borrows the descriptor."""
+        self._epoll.register(descriptor, events)
+        self._handlers[descriptor] = handler
+
+    def rewatch(self, descriptor: int, events: int) -> None:
+        """Change what a watched descriptor is watched for (not with EPOLLEXCLUSIVE)."""
+        self._epoll.modify(descriptor, events)
+
+    def forget(self, descriptor: int) -> None:
+        """Undo watch().  To be called before the descriptor is closed."""
+        del self._handlers[descriptor]
+        self._epoll.unregister(descriptor)
+
+    def discard(self, descriptor: int) -> None:
+        """Undo watch() if that has not been done yet."""
+        if descriptor in self._handlers:
+            self.forget(descriptor)
+
+    # -- timers --------------------------------------------------------------
+
+    def call_later(self, delay: float, callback: "Callable[[], None]") -> Timer:
+        """Call callback() once, delay seconds after this turn's `now`."""
+        timer = Timer(self, self.now + delay, callback)
+        heappush(self._timers, timer)
+        return timer
+
+    def _timer_cancelled(self) -> None:
+        # A cancelled timer stays in the heap until its time comes.  With a long idle timeout
+        # and short connections those would pile up: sweep when they are the greater part.
+        self._cancelled += 1
+        if self._cancelled > 64 and self._cancelled * 2 > len(self._timers):
+            self._timers = [timer for timer in self._timers if timer._callback is not None]
+            heapify(self._timers)
+            self._cancelled = 0
+
+    def _fire_timers(self) -> None:
+        timers = self._timers
+        while timers and timers[0]._when <= self.now:
+            timer = heappop(timers)
+            if timer._callback is None:
+                self._cancelled -= 1
+            timer._fire()
+            timers = self._timers  # a cancel() inside may have swept the heap
+
+    def _timeout(self) -> float:
+        """Seconds until the next timer; -1 for ever."""
+        while self._timers and self._timers[0]._callback is None:
+            heappop(self._timers)
+            self._cancelled -= 1
+        if not self._timers:
+            return -1
+        return max(0.0, self._timers[0]._when - monotonic())
+
+    # -- signals -------------------------------------------------------------
+
+    def on_signal(self, number: int, handler: "Callable[[], None]") -> None:
+        """Call handler() in the loop when the signal arrives.
+
+        Python runs signal handlers between bytecodes of whatever is running; the
+        descriptor of set_wakeup_fd() brings them to our one place instead.
+        """
+        if not self._signals:
+            self._wake_on_signals()
+        self._signals[number] = handler
+        signal.signal(number, _nothing)
+
+    def _wake_on_signals(self) -> None:
+        reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        self._wakeup = (reader, writer)
+        self.watch(reader, select.EPOLLIN, self._signals_arrived)
+
+    def _signals_arrived(self, _events: int) -> None:
+        for number in os.read(self._wakeup[0], 256):
+            self._signals[number]()
+
+    # -- the loop ------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Let run() return after this turn."""
+        self._stopped = True
+
+    def run(self) -> None:
+        """Serve events until stop() is called."""
+        poll = self._epoll.poll
+        handlers = self._handlers
+        while not self._stopped:
+            ready = poll(self._timeout(), EVENTS_PER_TURN)
+            self.now = monotonic()
+            for descriptor, events in ready:
+                # Forgotten in this very turn by an earlier handler: nobody waits for it now.
+                handler = handlers.get(descriptor)
+                if handler is not None:
+                    handler(events)
+            if self._timers:
+                self._fire_timers()
+
+    def abandon(self) -> None:
+        """In a forked child: let go of all that the parent's loop watches.
+
+        Closes the child's copies.  Nothing is unregistered: parent and child
+        have the epoll instance in common, and it is the parent's.
+        """
+        signal.set_wakeup_fd(-1)
+        for number in self._signals:
+            signal.signal(number, signal.SIG_DFL)
+        for descriptor in self._handlers:
+            os.close(descriptor)
+        self._epoll.close()
+
+    def close(self) -> None:
+        """Give back the loop's own descriptors; the watched ones are their owners' to close."""
+        if self._signals:
+            signal.set_wakeup_fd(-1)
+            for number in self._signals:
+                signal.signal(number, signal.SIG_DFL)
+            for descriptor in self._wakeup:
+                os.close(descriptor)
+        self._epoll.close()
+
+
+def _nothing(_number: int, _frame: object) -> None:
+    """Make Python take the signal, so that it reaches the wakeup descriptor."""

@@ -1,0 +1,270 @@
+"""Several processes that share the inherited sockets, and the one that watches over them.
+
+The supervisor serves nothing but metrics: it forks the workers, starts another
+when one dies, adds up their counts, and speaks with the service manager.  Each
+worker is an ordinary Service whose manager is its Link: one end of a SEQPACKET
+pair.  On it the worker reports its counts, at most once per second and only
+while there is news; the supervisor's only word to it is to drain, and the end
+of the supervisor is the end of the link, and so of the worker.
+"""
+
+import json
+import os
+import select
+import signal
+import socket
+import traceback
+from time import monotonic
+
+from .errors import say
+from .loop import Loop
+from .metrics import merge, without_gauges
+from .metrics_http import serve_metrics
+from .notify import ServiceManager
+from .service import Lifetimes, Service
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from .inherit import Inherited
+    from .metrics import Snapshot
+
+    # Makes a worker's Service on the worker's own Loop.
+    Build = Callable[[Loop, "Link"], Service]
+
+REPORT_LIMIT = 128 * 1024
+RESTART_SECONDS = 1.0  # a worker that dies younger than this is not replaced at once
+READY_SECONDS = 10.0
+
+_DRAIN = b"drain"
+
+
+class Link:
+    """The worker's end: the service manager of the worker's Service.  Owns its socket."""
+
+    def __init__(self, sock: socket.socket, alive_interval: float | None) -> None:
+        self.socket = sock
+        self.alive_interval = alive_interval
+
+    def ready(self, _serves: str) -> None:
+        """The sockets are served by this worker too."""
+        self._send({})
+
+    def report(self, _serves: str, snapshot: "Snapshot") -> None:
+        """Work came lately, and these are the counts."""
+        self._send({"idle": False, "counts": [[*key, value] for key, value in snapshot.items()]})
+
+    def stopping(self, _why: str) -> None:
+        """Nothing to tell: the supervisor asked for it."""
+
+    def alive(self) -> None:
+        """The worker's loop turns."""
+        self._send({})
+
+    def idle(self) -> None:
+        """Nothing is open, and nothing came for the time of --exit-idle."""
+        self._send({"idle": True})
+
+    def _send(self, report: dict[str, object]) -> None:
+        try:
+            self.socket.send(json.dumps(report).encode(), socket.MSG_DONTWAIT)
+        except OSError:
+            pass  # a supervisor that is gone is noticed by EOF; one that is slow misses old news
+
+
+class Worker:
+    """The supervisor's view of one worker.  Owns its end of the link."""
+
+    def __init__(self, pid: int, sock: socket.socket) -> None:
+        self.pid = pid
+        self.socket = sock
+        self.started_at = self.heard_at = monotonic()
+        self.idle = False
+        self.counts: Snapshot = {}
+
+    def wait_ready(self) -> None:
+        """Block until the worker serves, or died, which its SIGCHLD will tell."""
+        self.socket.settimeout(READY_SECONDS)
+        try:
+            self.hear()
+        except TimeoutError:
+            say(f"worker {self.pid} is not ready after {READY_SECONDS:.0f} s; going on without")
+        self.socket.setblocking(False)
+
+    def hear(self) -> bool:
+        """Take in one report; False at the end of the link."""
+        report = self.socket.recv(REPORT_LIMIT)
+        if not report:
+            return False
+        self.heard_at = monotonic()
+        fields = json.loads(report)
+        self.idle = fields.get("idle", self.idle)
+        for metric, name, reason, value in fields.get("counts", ()):
+            self.counts[(metric, name, reason)] = value
+        return True
+
+    def ask_to_drain(self) -> None:
+        """Let it finish what it has open."""
+        try:
+            self.socket.send(_DRAIN)
+        except OSError:
+            pass  # it is dead already
+
+    def abort(self, _reason: str) -> None:
+        """End it without asking; its end comes back as SIGCHLD."""
+        os.kill(self.pid, signal.SIGKILL)
+
+
+class Pool:
+    """All workers: what the supervisor's Service starts, closes and waits for, and its counts."""
+
+    def __init__(self, size: int, build: "Build", exit_idle: bool) -> None:
+        self._size = size
+        self._build = build
+        self._exit_idle = exit_idle
+        self._workers: list[Worker] = []
+        self._gone: Snapshot = {}  # what workers had counted that are no more
+        self._closing = False
+        self._service: Service | None = None
+        self.manager = _Manager(self)
+
+    def snapshot(self) -> "Snapshot":
+        """Return the sum of the workers' counts, at most a second old."""
+        return merge([self._gone, *(worker.counts for worker in self._workers)])
+
+    def serve_in(self, service: Service) -> None:
+        """Make the supervisor's Service ours."""
+        self._service = service
+        service.add_source(self)
+
+    @property
+    def service(self) -> Service:
+        """The supervisor's Service."""
+        if self._service is None:
+            raise RuntimeError("serve_in() comes first")
+        return self._service
+
+    def start(self) -> None:
+        """Fork the workers; return when each of them serves."""
+        self.service.loop.on_signal(signal.SIGCHLD, self._reap)
+        for _ in range(self._size):
+            self._fork()
+        for worker in self._workers:
+            worker.wait_ready()
+
+    def close(self) -> None:
+        """Ask the workers to finish what they have open, and then to end."""
+        self._closing = True
+        for worker in self._workers:
+            worker.ask_to_drain()
+
+    def all_heard(self, seconds: float) -> bool:
+        """Whether each worker has said something in the last so many seconds."""
+        return all(worker.heard_at > monotonic() - seconds for worker in self._workers)
+
+    # -- one worker's life ---------------------------------------------------
+
+    def _fork(self) -> None:
+        if self._closing:
+            return
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        pid = os.fork()
+        if pid == 0:
+            os._exit(self._work(theirs))
+        theirs.close()
+        ours.setblocking(False)
+        worker = Worker(pid, ours)
+        self._workers.append(worker)
+        self.service.opened(worker)
+        self.service.loop.watch(ours.fileno(), select.EPOLLIN, lambda _: self._hear(worker))
+
+    def _work(self, theirs: socket.socket) -> int:
+        """Be a worker, in the forked process; return its exit status."""
+        try:
+            self.service.loop.abandon()
+            loop = Loop()
+            link = Link(theirs, self.manager.alive_interval)
+            service = self._build(loop, link)
+            service.on_idle = link.idle
+
+            def on_link(_events: int) -> None:
+                if theirs.recv(len(_DRAIN)) == _DRAIN:
+                    service.drain("asked to")
+                else:
+                    loop.stop()  # the supervisor is gone: nobody waits for what is open
+
+            loop.watch(theirs.fileno(), select.EPOLLIN, on_link)
+            return service.run()
+        except BaseException:  # noqa: BLE001 - a fork must never return into the supervisor's stack
+            traceback.print_exc()
+            return 1
+
+    def _hear(self, worker: Worker) -> None:
+        try:
+            heard = worker.hear()
+        except BlockingIOError:
+            return
+        except OSError:
+            heard = False
+        if not heard:
+            self.service.loop.forget(worker.socket.fileno())
+            return
+        if not worker.idle:
+            self.service.touch()
+        elif self._exit_idle and all(one.idle for one in self._workers):
+            self.service.drain("idle")
+
+    def _reap(self) -> None:
+        for worker in tuple(self._workers):
+            pid, status = os.waitpid(worker.pid, os.WNOHANG)
+            if pid:
+                self._bury(worker, os.waitstatus_to_exitcode(status))
+
+    def _bury(self, worker: Worker, exit_code: int) -> None:
+        loop = self.service.loop
+        self._workers.remove(worker)
+        self._gone = merge([self._gone, without_gauges(worker.counts)])
+        loop.discard(worker.socket.fileno())
+        worker.socket.close()
+        if not self._closing:
+            how = f"signal {-exit_code}" if exit_code < 0 else f"exit status {exit_code}"
+            say(f"worker {worker.pid} ended by {how}; starting another")
+            age = monotonic() - worker.started_at
+            loop.call_later(0.0 if age > RESTART_SECONDS else RESTART_SECONDS, self._fork)
+        self.service.closed(worker)
+
+
+class _Manager(ServiceManager):
+    """Feeds the watchdog only while every worker turns, for a hung one serves nobody."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    def alive(self) -> None:
+        if self._pool.all_heard(2 * (self.alive_interval or 0.0)):
+            super().alive()
+        else:
+            say("a worker does not answer: the watchdog is not fed")
+
+
+def supervise(
+    size: int,
+    build: "Build",
+    lifetimes: Lifetimes,
+    serves: str,
+    metrics: "Sequence[Inherited]",
+) -> int:
+    """Serve in `size` workers until drained; return the exit status.
+
+    build() is called in each worker, with sockets that all of them share.
+    """
+    pool = Pool(size, build, exit_idle=lifetimes.exit_idle > 0)
+    # A second more than the workers, which abort what is open when their own time is up.
+    patience = Lifetimes(drain=lifetimes.drain + 1.0, start_sleep=lifetimes.start_sleep)
+    loop = Loop()
+    service = Service(loop, pool.manager, pool, patience, f"{serves} in {size} workers")
+    pool.serve_in(service)
+    for inherited in metrics:
+        serve_metrics(service, inherited, pool)
+    return service.run()
