@@ -1,0 +1,71 @@
+# Each target sets up what it needs (scripts/setup), so that a fresh clone is enough.
+# PYTHON picks the interpreter of .venv; SETUP=: skips installing system packages.
+
+PYTHON ?= python3
+SETUP ?= scripts/setup
+VENV := .venv
+RUN := $(VENV)/bin
+PYTEST := $(RUN)/python -m pytest -q
+
+.PHONY: help run test lint unit process image image-test machine bench clean
+
+help:
+	@echo 'make run      build the image, start the echo sockets, show a line per family echoed'
+	@echo 'make test     lint and every tier: unit process image-test machine'
+	@echo 'make lint     ruff, mypy, shellcheck, actionlint, zizmor'
+	@echo 'make unit     unit and property tests: nothing outside Python'
+	@echo 'make process  real processes and sockets, no container'
+	@echo 'make image    localhost/echo-appliance:latest and build/echo-appliance.oci.tar'
+	@echo 'make image-test  what is in the image, and how it runs'
+	@echo 'make machine  systemd as PID 1, rootless podman, the units (root)'
+	@echo 'make bench    side by side with other echo servers; writes bench/RESULTS.md'
+	@echo 'make clean    remove what was built here (not ~/.cache/echo-appliance)'
+
+$(VENV)/made: pyproject.toml scripts/setup
+	$(SETUP) base
+	$(PYTHON) -m venv --clear $(VENV)
+	$(RUN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
+	touch $@
+
+run:
+	$(SETUP) base image
+	$(MAKE) $(VENV)/made
+	scripts/run
+
+test: lint unit process image-test machine
+
+lint: $(VENV)/made
+	$(SETUP) lint
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+	$(RUN)/mypy
+	shellcheck scripts/setup scripts/run scripts/image scripts/image-podman scripts/lint-workflows \
+		.ci/run tests/machine/*.sh
+	scripts/lint-workflows
+
+unit: $(VENV)/made
+	$(PYTEST) tests/unit tests/property
+
+process: $(VENV)/made
+	$(SETUP) process
+	$(PYTEST) tests/process
+
+image: $(VENV)/made
+	$(SETUP) image
+	scripts/image
+
+image-test: image
+	$(PYTEST) tests/image
+
+machine: image
+	$(SETUP) machine
+	$(PYTEST) tests/machine
+
+bench: image
+	$(SETUP) bench
+	$(RUN)/pip install --quiet --disable-pip-version-check '.[bench]'
+	$(RUN)/python -m bench
+
+clean:
+	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

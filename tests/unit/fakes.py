@@ -1,0 +1,92 @@
+"""A loop whose time is an argument, and a manager that remembers what it was told."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from echo_appliance.metrics import Snapshot
+
+
+class FakeTimer:
+    """What call_later() returned."""
+
+    def __init__(self, when: float, callback: Callable[[], None]) -> None:
+        self.when = when
+        self.callback: Callable[[], None] | None = callback
+
+    def cancel(self) -> None:
+        self.callback = None
+
+
+class FakeLoop:
+    """Descriptors are noted, timers fire in advance(), signals in signal()."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.watched: dict[int, int] = {}
+        self.timers: list[FakeTimer] = []
+        self.signals: dict[int, Callable[[], None]] = {}
+        self.stopped = False
+
+    def watch(self, descriptor: int, events: int, _handler: Callable[[int], None]) -> None:
+        assert descriptor not in self.watched
+        self.watched[descriptor] = events
+
+    def rewatch(self, descriptor: int, events: int) -> None:
+        assert self.watched[descriptor] != events, "a system call for nothing"
+        self.watched[descriptor] = events
+
+    def forget(self, descriptor: int) -> None:
+        del self.watched[descriptor]
+
+    def discard(self, descriptor: int) -> None:
+        self.watched.pop(descriptor, None)
+
+    def call_later(self, delay: float, callback: Callable[[], None]) -> FakeTimer:
+        assert delay >= 0
+        timer = FakeTimer(self.now + delay, callback)
+        self.timers.append(timer)
+        return timer
+
+    def on_signal(self, number: int, handler: Callable[[], None]) -> None:
+        self.signals[number] = handler
+
+    def run(self) -> None:
+        """Return at once: the test turns the loop."""
+
+    def stop(self) -> None:
+        self.stopped = True
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass, and fire what falls due, in order."""
+        end = self.now + seconds
+        while True:
+            due = [timer for timer in self.timers if timer.callback and timer.when <= end]
+            if not due:
+                break
+            timer = min(due, key=lambda timer: timer.when)
+            self.now = max(self.now, timer.when)
+            callback, timer.callback = timer.callback, None
+            assert callback is not None
+            callback()
+        self.now = end
+
+
+class FakeManager:
+    """Keeps a line per message."""
+
+    def __init__(self, alive_interval: float | None = None) -> None:
+        self.alive_interval = alive_interval
+        self.heard: list[str] = []
+
+    def ready(self, serves: str) -> None:
+        self.heard.append(f"ready {serves}")
+
+    def report(self, serves: str, _snapshot: "Snapshot") -> None:
+        self.heard.append(f"report {serves}")
+
+    def stopping(self, why: str) -> None:
+        self.heard.append(f"stopping {why}")
+
+    def alive(self) -> None:
+        self.heard.append("alive")

@@ -1,0 +1,147 @@
+"""The loop with real descriptors, and timers on a clock of our own."""
+
+import functools
+import os
+import select
+import signal
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+import echo_appliance.loop
+from echo_appliance.loop import Loop
+
+
+class Clock:
+    """Time that moves when the test says so."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(echo_appliance.loop, "monotonic", clock)
+    return clock
+
+
+@pytest.fixture
+def loop(clock: Clock) -> Iterator[Loop]:
+    loop = Loop()
+    yield loop
+    loop.close()
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    first, second = socket.socketpair()
+    with first, second:
+        yield first, second
+
+
+def test_loop_ready_descriptor_calls_its_handler(
+    loop: Loop, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    heard: list[bytes] = []
+
+    def on_readable(_events: int) -> None:
+        heard.append(pair[1].recv(10))
+        loop.stop()
+
+    loop.watch(pair[1].fileno(), select.EPOLLIN, on_readable)
+    pair[0].send(b"x")
+    loop.run()
+    assert heard == [b"x"]
+
+
+def test_loop_handler_forgotten_in_the_same_turn_is_not_called(loop: Loop) -> None:
+    pairs = [socket.socketpair() for _ in range(2)]
+    called: list[int] = []
+
+    def forget_the_other(descriptor: int, _events: int) -> None:
+        called.append(descriptor)
+        other = next(one[1].fileno() for one in pairs if one[1].fileno() != descriptor)
+        loop.forget(other)
+        loop.stop()
+
+    for _, reader in pairs:
+        number = reader.fileno()
+        loop.watch(number, select.EPOLLIN, functools.partial(forget_the_other, number))
+    for writer, _ in pairs:
+        writer.send(b"x")
+    loop.run()
+    assert len(called) == 1
+    for one in pairs:
+        for end in one:
+            end.close()
+
+
+def test_loop_timers_fire_in_order_and_not_before_their_time(loop: Loop, clock: Clock) -> None:
+    fired: list[str] = []
+    loop.call_later(2, lambda: fired.append("second"))
+    loop.call_later(1, lambda: fired.append("first"))
+    loop.call_later(3, lambda: fired.append("third"))
+    loop.call_later(0, loop.stop)
+    clock.now = 2.5
+    loop.run()
+    assert fired == ["first", "second"]
+
+
+def test_loop_cancelled_timer_does_not_fire(loop: Loop, clock: Clock) -> None:
+    fired: list[str] = []
+    timer = loop.call_later(1, lambda: fired.append("cancelled"))
+    timer.cancel()
+    timer.cancel()
+    loop.call_later(1, loop.stop)
+    clock.now = 5
+    loop.run()
+    assert not fired
+
+
+def test_loop_timer_may_cancel_another_of_the_same_moment(loop: Loop, clock: Clock) -> None:
+    fired: list[str] = []
+    loop.call_later(1, lambda: later.cancel())
+    later = loop.call_later(2, lambda: fired.append("cancelled"))
+    loop.call_later(3, loop.stop)
+    clock.now = 5
+    loop.run()
+    assert not fired
+
+
+def test_loop_many_cancelled_timers_do_not_pile_up(loop: Loop) -> None:
+    for _ in range(10_000):
+        loop.call_later(3600, lambda: None).cancel()
+    assert len(loop._timers) < 200
+
+
+def test_loop_sweep_of_cancelled_timers_keeps_the_others(loop: Loop, clock: Clock) -> None:
+    fired: list[int] = []
+    for number in range(100):
+        loop.call_later(number, functools.partial(fired.append, number))
+        for _ in range(5):
+            loop.call_later(1000, lambda: None).cancel()
+    loop.call_later(100, loop.stop)
+    clock.now = 100
+    loop.run()
+    assert fired == list(range(100))
+
+
+def test_loop_signal_is_handled_in_the_loop(loop: Loop) -> None:
+    loop.on_signal(signal.SIGUSR1, loop.stop)
+    os.kill(os.getpid(), signal.SIGUSR1)
+    loop.run()
+    assert loop._stopped
+
+
+def test_loop_close_gives_back_every_descriptor() -> None:
+    before = os.listdir("/proc/self/fd")
+    loop = Loop()
+    loop.on_signal(signal.SIGUSR1, loop.stop)
+    loop.close()
+    assert os.listdir("/proc/self/fd") == before
+    assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
