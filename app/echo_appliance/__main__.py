@@ -34,6 +34,8 @@ def main(arguments: "Sequence[str] | None" = None) -> int:
             raise SetupError(f"{mode!r} is not a mode: use echo or probe" if mode else
                              "no mode given: use echo or probe")  # fmt: skip
         return run(rest)
+    except KeyboardInterrupt:
+        return 130  # 128 + SIGINT, as a shell reports it
     except SetupError as error:
         say(str(error))
         return 2 if mode not in ("echo", "probe") else 1

@@ -40,6 +40,7 @@ class Acceptor:
         counters: "Counters",
         serve: "Callable[[socket.socket, str | None], None]",
     ) -> None:
+        """serve(connection, source) takes the connection over, or raises OSError."""
         self._loop = loop
         self._socket = inherited.socket
         self._family = inherited.family
@@ -108,7 +109,13 @@ class Acceptor:
             connection.close()
             return True
         connection.setblocking(False)
-        self._serve(connection, source)
+        try:
+            self._serve(connection, source)
+        except OSError:
+            # epoll could not take it (fs.epoll.max_user_watches, ENOMEM).
+            self._counters.refuse("resources")
+            connection.close()
+            self._admission.release(source)
         return True
 
     def _wait_for_resources(self, error: OSError) -> None:

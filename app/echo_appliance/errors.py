@@ -12,6 +12,12 @@ class ParseError(ValueError):
 
 
 def say(message: str) -> None:
-    """Write one line to stderr, which is the journal under systemd and podman alike."""
-    sys.stderr.write(f"echo-appliance: {message}\n")
-    sys.stderr.flush()
+    """Write one line to stderr, which is the journal under systemd and podman alike.
+
+    A log that nobody takes any more (a closed or broken pipe) is no reason to stop serving.
+    """
+    try:
+        sys.stderr.write(f"echo-appliance: {message}\n")
+        sys.stderr.flush()
+    except (OSError, AttributeError):  # AttributeError: started with descriptor 2 closed
+        pass

@@ -70,7 +70,7 @@ def take() -> list[Inherited]:
     if not passed and _is_socket(0):
         passed = [(0, INETD_NAME)]
     if not passed:
-        raise SetupError(f"no sockets were passed (LISTEN_FDS is not set): {_HOW_TO}")
+        raise SetupError(f"no sockets were passed to me: {_HOW_TO}")
     return [_inherit(descriptor, name) for descriptor, name in passed]
 
 

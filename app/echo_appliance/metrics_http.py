@@ -86,8 +86,8 @@ class _Scrape:
         self._head = bytearray()
         self._response = b""
         self._answered = False
+        service.loop.watch(sock.fileno(), select.EPOLLIN, self._on_event)  # first: it may fail
         service.opened(self)
-        service.loop.watch(sock.fileno(), select.EPOLLIN, self._on_event)
         self._timer = service.loop.call_later(TIMEOUT, self._on_timeout)
 
     def abort(self, _reason: str) -> None:

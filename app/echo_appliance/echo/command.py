@@ -92,12 +92,11 @@ def _connection_limit(asked: int | None) -> int:
     """Raise the soft descriptor limit as far as we may, and return how many connections fit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
-        # select() is what the low soft limit protects; we have epoll.
+        # What a low soft limit protects is select(); we have epoll.
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        soft = hard
     if asked is not None:
         return asked
-    return max(1, min(DEFAULT_MAX_CONNECTIONS, soft - _RESERVED_DESCRIPTORS))
+    return max(1, min(DEFAULT_MAX_CONNECTIONS, hard - _RESERVED_DESCRIPTORS))
 
 
 def _run_workers(

@@ -57,17 +57,20 @@ class Connection:
     __slots__ = ("_endpoint", "_socket", "_source", "_timer", "_touched_at")
 
     def __init__(self, endpoint: Endpoint, sock: socket.socket, source: str | None) -> None:
-        """Serve a connection that admission has counted in under `source`."""
+        """Serve a connection that admission has counted in under `source`.
+
+        Raises OSError, and leaves the socket and admission as they were, when it cannot.
+        """
         self._endpoint = endpoint
         self._socket = sock
         self._source = source
         self._touched_at = endpoint.loop.now
         self._timer = None
+        endpoint.loop.watch(sock.fileno(), select.EPOLLIN, self.on_event)  # first: it may fail
         endpoint.counters.accepted += 1
         endpoint.counters.open += 1
         endpoint.service.opened(self)
         endpoint.service.touch()
-        endpoint.loop.watch(sock.fileno(), select.EPOLLIN, self.on_event)
         if endpoint.idle_timeout:
             self._timer = endpoint.loop.call_later(endpoint.idle_timeout, self._check_idleness)
 
