@@ -101,6 +101,8 @@ def _passed_descriptors() -> list[tuple[int, str]]:
     if count is None:
         return []
     _check_environment(count)
+    if int(count) == 0:
+        return []  # libsystemd takes it for a mistake
     try:
         return list(listen_fds_with_names(unset_environment=True).items())
     except OSError as error:

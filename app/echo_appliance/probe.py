@@ -6,12 +6,10 @@ time.  A payload larger than the sockets' buffers is written and read in turns.
 """
 
 import errno
-import json
 import os
 import select
 import socket
 import sys
-from statistics import median
 from time import monotonic
 
 from .errors import ParseError
@@ -42,7 +40,7 @@ class ProbeError(Exception):
 
 
 class Options:
-    """What the command line says; filled by argparse."""
+    """What the command line says; filled by the parser."""
 
     targets: list[str]
     size: int
@@ -84,8 +82,8 @@ class Result:
         }
 
     def _spread(self) -> tuple[float, float, float]:
-        trips = self.round_trips
-        return min(trips), median(trips), max(trips)
+        trips = sorted(self.round_trips)
+        return trips[0], trips[len(trips) // 2], trips[-1]
 
 
 def main(arguments: "Sequence[str]") -> int:
@@ -99,6 +97,8 @@ def main(arguments: "Sequence[str]") -> int:
             sys.stdout.write(result.as_text(options.size) + "\n")
             sys.stdout.flush()
     if options.json:
+        import json
+
         json.dump([result.as_json(options.size) for result in results], sys.stdout, indent=2)
         sys.stdout.write("\n")
     return int(any(result.error is not None for result in results))
@@ -106,19 +106,20 @@ def main(arguments: "Sequence[str]") -> int:
 
 def _parse(arguments: "Sequence[str]") -> Options:
     parser = Parser("echo-appliance probe", "Send a payload to echo servers, and check the answer.")
-    parser.add_argument(
-        "targets", nargs="+", metavar="TARGET",
-        help="tcp:HOST:PORT udp:HOST:PORT unix:PATH unix-dgram:PATH unix-seqpacket:PATH"
-        " vsock:CID:PORT vsock-seqpacket:CID:PORT; [::1] for IPv6, unix:@NAME for an abstract name",
+    parser.add(
+        "targets", metavar="TARGET",
+        help="tcp:HOST:PORT, udp:HOST:PORT, with [::1] for IPv6; vsock:CID:PORT,\n"
+        "        vsock-seqpacket:CID:PORT; unix:PATH, unix-dgram:PATH, unix-seqpacket:PATH,\n"
+        "        with @NAME for an abstract name",
     )  # fmt: skip
-    parser.add_argument("--size", type=positive, default=64, metavar="N", help="octets (64)")
-    parser.add_argument("--count", type=positive, default=1, metavar="N", help="round trips (1)")
-    parser.add_argument(
-        "--timeout", type=seconds, default=10.0, metavar="S",
+    parser.add("--size", positive, default=64, metavar="N", help="octets to send (64)")
+    parser.add("--count", positive, default=1, metavar="N", help="round trips (1)")
+    parser.add(
+        "--timeout", seconds, default=10.0, metavar="S",
         help="give up after S seconds without the whole answer (10)",
     )  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="print one JSON array")
-    options = parser.parse_args(arguments, namespace=Options())
+    parser.add("--json", default=False, help="print one JSON array")
+    options = parser.parse(arguments, Options())
     for text in options.targets:
         try:
             target = parse_target(text)

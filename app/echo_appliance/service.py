@@ -14,6 +14,7 @@ import signal
 from enum import Enum
 
 from .errors import say
+from .metrics import total
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -157,7 +158,8 @@ class Service:
         if self._state in (State.DRAINING, State.DONE):
             return
         self._set_state(State.DRAINING)
-        self._manager.stopping(f"{reason}: finishing {self.open} connections")
+        open_now = total(self._counts.snapshot(), "connections")
+        self._manager.stopping(f"{reason}: finishing {open_now} connections")
         for source in self._sources:
             source.close()
         if self._connections:

@@ -32,7 +32,7 @@ _RESERVED_DESCRIPTORS = 64
 
 
 class Options:
-    """What the command line says; filled by argparse."""
+    """What the command line says; filled by the parser."""
 
     max_connections: int | None
     max_connections_per_source: int
@@ -65,11 +65,12 @@ def main(arguments: "Sequence[str]") -> int:
 def _parse(arguments: "Sequence[str]") -> Options:
     parser = Parser("echo-appliance echo", "Send back what arrives on every inherited socket.")
     add_service_options(parser)
-    parser.add_argument(
-        "--allow-any-source", action="store_true",
+    parser.group("datagrams")
+    parser.add(
+        "--allow-any-source", default=False,
         help="answer datagrams from ports of services that answer anything (a risk of loops)",
     )  # fmt: skip
-    return parser.parse_args(arguments, namespace=Options())
+    return parser.parse(arguments, Options())
 
 
 def _check_roles(served: list[Inherited], metrics: list[Inherited], workers: int) -> None:

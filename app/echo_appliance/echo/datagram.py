@@ -15,6 +15,7 @@ import socket
 from ..errors import say
 from ..inherit import Inherited
 from ..linux import IP_FREEBIND, IP_RECVORIGDSTADDR, IPV6_FREEBIND, IPV6_RECVORIGDSTADDR
+from .buffer import VIEW, let_answers_be_long
 from .connection import Endpoint
 from .original import ANCILLARY_SIZE, answer_from
 
@@ -23,10 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from .original import Ancillary
-
-# Longest: a unix datagram, bounded by its sender's SO_SNDBUF (208 KiB unless it is privileged).
-# UDP carries up to 65,507 octets.  Only the pages that were once needed are real memory.
-DATAGRAM_LIMIT = 1024 * 1024
 
 # Give way to the connections after so many; a queue that is longer is reported again.
 DATAGRAMS_PER_TURN = 64
@@ -53,9 +50,7 @@ _SEND_REASONS = {
     errno.EPERM: "not-permitted",
 }
 
-_buffer = bytearray(DATAGRAM_LIMIT)
-_view = memoryview(_buffer)
-_buffers = [_buffer]
+_buffers = [VIEW]
 
 
 class _Datagrams:
@@ -121,7 +116,7 @@ class InternetDatagrams(_Datagrams):
                 counters.drop("sent-to-group")
                 continue
             try:
-                send((_view[:size],), answer, 0, peer)
+                send((VIEW[:size],), answer, 0, peer)
             except OSError as error:
                 counters.drop(_send_reason(error))
                 continue
@@ -150,6 +145,7 @@ class UnixDatagrams(_Datagrams):
     def __init__(self, endpoint: Endpoint, inherited: Inherited) -> None:
         super().__init__(endpoint, inherited)
         self._connected = inherited.connected
+        let_answers_be_long(inherited.socket)
 
     def _on_readable(self, _events: int) -> None:
         self._endpoint.service.touch()
@@ -174,7 +170,7 @@ class UnixDatagrams(_Datagrams):
             counters.drop("client-without-address")
             return
         try:
-            self._socket.sendmsg((_view[:size],), (), 0, peer or None)
+            self._socket.sendmsg((VIEW[:size],), (), 0, peer or None)
         except OSError as error:
             counters.drop(_send_reason(error))
             return

@@ -1,7 +1,7 @@
 """Echoes messages of connected SEQPACKET sockets (unix and vsock), boundaries kept.
 
 One message at a time: while it cannot be sent back whole, nothing is read.
-So a connection costs at most one message, of at most MESSAGE_LIMIT octets.
+So a connection costs at most one message, of at most buffer.MESSAGE_LIMIT octets.
 
 An empty message and the end both read as 0 octets.  On a unix socket they are
 told apart by credentials: with SO_PASSCRED every message carries them, the end
@@ -13,20 +13,14 @@ import socket
 import struct
 
 from ..errors import say
+from .buffer import VIEW, let_answers_be_long
 from .connection import Connection, Endpoint
-
-# A unix message is bounded by its sender's SO_SNDBUF, 208 KiB unless a privileged sender
-# raised it; a vsock message by our own receive buffer.
-MESSAGE_LIMIT = 1024 * 1024
 
 # Room for struct ucred and nothing else, so that a peer cannot make us take descriptors:
 # the kernel closes those that find no room.
 _CREDENTIALS = socket.CMSG_LEN(struct.calcsize("3i"))
 
-# Never written beyond the longest message seen, so only that much of it is real memory.
-_buffer = bytearray(MESSAGE_LIMIT)
-_view = memoryview(_buffer)
-_buffers = [_buffer]
+_buffers = [VIEW]
 
 
 class SeqpacketConnection(Connection):
@@ -37,6 +31,7 @@ class SeqpacketConnection(Connection):
     def __init__(self, endpoint: Endpoint, sock: socket.socket, source: str | None) -> None:
         self._unsent: bytes | None = None
         if sock.family == socket.AF_UNIX:
+            let_answers_be_long(sock)
             try:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
             except OSError as error:
@@ -71,9 +66,9 @@ class SeqpacketConnection(Connection):
             return
         self._count(received, 0)
         try:
-            self._socket.send(_view[:received])
+            self._socket.send(VIEW[:received])
         except BlockingIOError:
-            self._unsent = bytes(_view[:received])
+            self._unsent = bytes(VIEW[:received])
             self._endpoint.loop.rewatch(self._socket.fileno(), select.EPOLLOUT)
         else:
             self._count(0, received)

@@ -9,6 +9,7 @@ ours, whatever its peer does, and nothing while it keeps up.
 import select
 import socket
 
+from .buffer import VIEW
 from .connection import Connection, Endpoint
 
 # One large read does what several small ones would, in one turn of the loop.  Bulk echo by
@@ -17,10 +18,7 @@ from .connection import Connection, Endpoint
 # octet of it is what a stalled connection may cost.
 READ_SIZE = 384 * 1024
 
-# One buffer serves all connections: nothing stays in it between two events.  It is zeroed
-# memory, of which only the pages that were once needed are real.
-_buffer = bytearray(READ_SIZE)
-_view = memoryview(_buffer)
+_view = VIEW[:READ_SIZE]
 
 
 class StreamConnection(Connection):
@@ -48,7 +46,7 @@ class StreamConnection(Connection):
             self._flush(self._unsent)
             return
         try:
-            received = self._recv_into(_buffer)
+            received = self._recv_into(_view)
         except BlockingIOError:
             return
         except OSError as error:
