@@ -106,7 +106,9 @@ def _passed_descriptors() -> list[tuple[int, str]]:
     try:
         return list(listen_fds_with_names(unset_environment=True).items())
     except OSError as error:
-        raise SetupError(f"LISTEN_FDS cannot be read ({error.strerror}): {_HOW_TO}") from error
+        raise SetupError(
+            f"LISTEN_FDS and LISTEN_FDNAMES cannot be read ({error.strerror}): {_HOW_TO}"
+        ) from error
 
 
 def _check_environment(count: str) -> None:

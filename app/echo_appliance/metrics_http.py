@@ -38,9 +38,9 @@ def serve_metrics(service: "Service", inherited: Inherited, counts: "Counts") ->
 
 
 def respond(head: bytes, counts: "Counts") -> bytes:
-    """Return the whole response to a request head (all before the empty line)."""
-    lines = head.decode("latin-1").splitlines()
-    words = lines[0].split(" ") if lines else []
+    """Return the whole response to a request head: all before the empty line, LF line ends."""
+    lines = head.decode("latin-1").split("\n")
+    words = lines[0].split(" ")
     if len(words) != 3 or not words[2].startswith("HTTP/1."):
         return _response("400 Bad Request", "not an HTTP/1 request\n")
     if any(":" not in line for line in lines[1:]):

@@ -11,6 +11,7 @@ from echo_appliance.metrics_http import respond
     [
         (b"GET /metrics HTTP/1.1\nHost: x", b"200 OK"),
         (b"GET /metrics HTTP/1.0", b"200 OK"),
+        ("GET /metrics HTTP/1.1\nX-Place: Å".encode(), b"200 OK"),  # has 0x85, NEL in Latin-1
         (b"GET /metrics?a=b HTTP/1.1", b"200 OK"),
         (b"GET / HTTP/1.1", b"404 Not Found"),
         (b"GET /metricsx HTTP/1.1", b"404 Not Found"),

@@ -94,7 +94,10 @@ def _connection_limit(asked: int | None) -> int:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         # What a low soft limit protects is select(); we have epoll.
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        except (OSError, ValueError):
+            hard = soft  # a system call filter may forbid it
     if asked is not None:
         return asked
     return max(1, min(DEFAULT_MAX_CONNECTIONS, hard - _RESERVED_DESCRIPTORS))
