@@ -13,6 +13,7 @@ import stat
 from systemd.daemon import listen_fds_with_names
 
 from .errors import SetupError
+from .text import whole_number
 
 FIRST_DESCRIPTOR = 3  # SD_LISTEN_FDS_START
 INETD_NAME = "stdin"
@@ -96,13 +97,22 @@ def format_address(address: object) -> str:
 
 
 def _passed_descriptors() -> list[tuple[int, str]]:
-    """LISTEN_FDS and LISTEN_FDNAMES by libsystemd, with our words for what it refuses."""
-    count = os.environ.get("LISTEN_FDS")
-    if count is None:
+    """LISTEN_FDS and LISTEN_FDNAMES by libsystemd, with our words for what it refuses.
+
+    It answers each mistake with 0 or a bare errno; a person needs to know which it was.
+    """
+    text = os.environ.get("LISTEN_FDS")
+    if text is None:
         return []
-    _check_environment(count)
-    if int(count) == 0:
-        return []  # libsystemd takes it for a mistake
+    _check_pid()
+    count = whole_number(text)
+    if count is None:
+        raise SetupError(f"LISTEN_FDS={text!r} is not a number: {_HOW_TO}")
+    if count == 0:
+        return []
+    _check_names(count)
+    for descriptor in range(FIRST_DESCRIPTOR, FIRST_DESCRIPTOR + count):
+        _check_open(descriptor, count)
     try:
         return list(listen_fds_with_names(unset_environment=True).items())
     except OSError as error:
@@ -111,8 +121,7 @@ def _passed_descriptors() -> list[tuple[int, str]]:
         ) from error
 
 
-def _check_environment(count: str) -> None:
-    # libsystemd answers each of these with 0 or a bare errno; a person needs to know which it was.
+def _check_pid() -> None:
     pid = os.environ.get("LISTEN_PID", "")
     if pid != str(os.getpid()):
         raise SetupError(
@@ -120,21 +129,19 @@ def _check_environment(count: str) -> None:
             "the sockets were passed to another process; let systemd execute me directly, "
             "without a shell in between"
         )
-    if not count.isascii() or not count.isdigit():
-        raise SetupError(f"LISTEN_FDS={count!r} is not a number: {_HOW_TO}")
-    if int(count) == 0:
-        return
-    names = os.environ.get("LISTEN_FDNAMES")
-    if names is not None and len(names.split(":")) != int(count):
+
+
+def _check_names(count: int) -> None:
+    text = os.environ.get("LISTEN_FDNAMES")
+    names = text.split(":") if text is not None else []
+    if text is not None and len(names) != count:
         raise SetupError(
-            f"LISTEN_FDNAMES={names!r} has {len(names.split(':'))} names for {count} descriptors: "
+            f"LISTEN_FDNAMES={text!r} has {len(names)} names for {count} descriptors: "
             "give each descriptor one name, with colons between"
         )
-    for descriptor in range(FIRST_DESCRIPTOR, FIRST_DESCRIPTOR + int(count)):
-        _check_open(descriptor, count)
 
 
-def _check_open(descriptor: int, count: str) -> None:
+def _check_open(descriptor: int, count: int) -> None:
     try:
         os.fstat(descriptor)
     except OSError:

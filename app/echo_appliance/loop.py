@@ -177,6 +177,8 @@ class Loop:
             signal.signal(number, signal.SIG_DFL)
         for descriptor in self._handlers:
             os.close(descriptor)
+        if self._signals:
+            os.close(self._wakeup[1])  # its other end is watched, so closed above
         self._epoll.close()
 
     def close(self) -> None:

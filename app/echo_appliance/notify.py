@@ -11,6 +11,7 @@ from systemd.daemon import notify
 
 from .errors import say
 from .metrics import summary
+from .text import whole_number
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,12 +47,13 @@ class ServiceManager:
         text = os.environ.get("WATCHDOG_USEC", "")
         if not text:
             return None
-        if not (text.isascii() and text.isdigit() and int(text) > 0):
+        microseconds = whole_number(text)
+        if not microseconds:
             say(f"WATCHDOG_USEC={text!r} is not a number of microseconds: no watchdog")
             return None
         if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
             return None
-        return int(text) / 2e6
+        return microseconds / 2e6
 
 
 def _send(message: str) -> None:

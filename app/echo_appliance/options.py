@@ -7,12 +7,17 @@ would be 2 of the 17 ms that the first client waits for us, and 0.9 of our
 
 import sys
 
+from .text import whole_number
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import NoReturn, TypeVar
 
     Options = TypeVar("Options")
+
+
+WORKERS_LIMIT = 256
 
 
 class ArgumentError(ValueError):
@@ -138,16 +143,26 @@ class Parser:
 
 def count(text: str) -> int:
     """Read a limit: a whole number, 0 or more."""
-    if not (text.isascii() and text.isdigit()):
+    number = whole_number(text)
+    if number is None:
         raise ArgumentError(f"{text!r} is not a whole number, 0 or more")
-    return int(text)
+    return number
 
 
 def positive(text: str) -> int:
     """Read a whole number, 1 or more."""
-    if not (text.isascii() and text.isdigit() and int(text) > 0):
+    number = whole_number(text)
+    if not number:
         raise ArgumentError(f"{text!r} is not a whole number, 1 or more")
-    return int(text)
+    return number
+
+
+def workers(text: str) -> int:
+    """Read a number of processes, within reason."""
+    number = positive(text)
+    if number > WORKERS_LIMIT:
+        raise ArgumentError(f"{number} processes are too many: take {WORKERS_LIMIT} at the most")
+    return number
 
 
 def seconds(text: str) -> float:
@@ -190,7 +205,7 @@ def add_service_options(parser: Parser) -> None:
         help="wait S seconds before serving, to see what clients make of a slow start",
     )  # fmt: skip
     parser.add(
-        "--workers", positive, default=1, metavar="N",
+        "--workers", workers, default=1, metavar="N",
         help="serve in N processes that share the sockets (default: 1)",
     )  # fmt: skip
     parser.add(

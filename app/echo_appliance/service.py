@@ -103,6 +103,8 @@ class Service:
         self._connections: set[Connection] = set()
         self._state = State.STARTING
         self._exit_status = 0
+        self._signalled = False
+        self._told_idle = False
         self._idle_watched = False
         self._status_pending = False
 
@@ -130,6 +132,10 @@ class Service:
     def touch(self) -> None:
         """Note that work came: we are not idle, and the status line is out of date."""
         self.active_at = self.loop.now
+        if self._told_idle:
+            # At once: whoever was told may be about to end us for it.
+            self._told_idle = False
+            self._manager.report(self._serves, self._counts.snapshot())
         if not self._status_pending:
             self._status_pending = True
             self.loop.call_later(STATUS_SECONDS, self._send_status)
@@ -141,11 +147,13 @@ class Service:
 
     # -- life ----------------------------------------------------------------
 
-    def run(self) -> int:
-        """Serve until drained; return the exit status."""
+    def obey_signals(self) -> None:
+        """Drain on SIGTERM and SIGINT.  To be called first: PID 1 of a container ignores others."""
         self.loop.on_signal(signal.SIGTERM, lambda: self._on_signal(signal.SIGTERM))
         self.loop.on_signal(signal.SIGINT, lambda: self._on_signal(signal.SIGINT))
-        # The signals first: as PID 1 of a container an unhandled SIGTERM would do nothing.
+
+    def run(self) -> int:
+        """Serve until drained; return the exit status."""
         if self.lifetimes.start_sleep:
             self.loop.call_later(self.lifetimes.start_sleep, self._start)
         else:
@@ -153,18 +161,24 @@ class Service:
         self.loop.run()
         return self._exit_status
 
-    def drain(self, reason: str) -> None:
-        """Take nothing new, finish what is open, then end."""
-        if self._state in (State.DRAINING, State.DONE):
-            return
+    def drain(self, reason: str, limit: float | None = None) -> None:
+        """Take nothing new, finish what is open, then end.
+
+        What is still open after `limit` seconds is aborted.  Without a limit it is
+        waited for: who connects in the moment of an idle exit is served in full.
+        """
+        if self._state in (State.STARTING, State.SERVING):
+            self._begin_drain(reason)
+        if limit is not None and self._state is State.DRAINING:
+            self.loop.call_later(limit, self._abort_rest)
+
+    def _begin_drain(self, reason: str) -> None:
         self._set_state(State.DRAINING)
         open_now = total(self._counts.snapshot(), "connections")
         self._manager.stopping(f"{reason}: finishing {open_now} connections")
         for source in self._sources:
             source.close()
-        if self._connections:
-            self.loop.call_later(self.lifetimes.drain, self._abort_rest)
-        else:
+        if not self._connections:
             self._finish()
 
     def _start(self) -> None:
@@ -194,12 +208,13 @@ class Service:
             connection.abort("drain-timeout")
 
     def _on_signal(self, number: signal.Signals) -> None:
-        if self._state in (State.STARTING, State.SERVING):
-            self.drain(number.name)
-        else:
+        if self._signalled:
             # Asked twice: whoever asks does not want to wait for what is open.
             self._exit_status = 128 + number
             self._finish()
+        else:
+            self._signalled = True
+            self.drain(number.name, self.lifetimes.drain)
 
     def _last_closed(self) -> None:
         if self._state is State.DRAINING:
@@ -224,6 +239,7 @@ class Service:
         if self._state is not State.SERVING or self._connections:
             return  # the close of the last connection starts the watch again
         if self.loop.now - self.active_at >= self.lifetimes.exit_idle:
+            self._told_idle = True
             self.on_idle()
             if self._state is not State.SERVING:
                 return

@@ -6,6 +6,7 @@ Text in, values out; nothing is resolved or opened here.
 import socket
 
 from .errors import ParseError
+from .text import whole_number
 
 _INTERNET = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
 _UNIX = {
@@ -88,9 +89,10 @@ def _is_address(family: int, host: str) -> bool:
 
 
 def _parse_number(text: str, what: str, digits: str, limit: int) -> int:
-    if not (digits.isascii() and digits.isdigit() and int(digits) <= limit):
+    number = whole_number(digits)
+    if number is None or number > limit:
         raise ParseError(f"target {text!r}: {digits!r} is not a {what} (0 to {limit})")
-    return int(digits)
+    return number
 
 
 def _parse_path(text: str, path: str) -> str:

@@ -37,7 +37,8 @@ REPORT_LIMIT = 128 * 1024
 RESTART_SECONDS = 1.0  # a worker that dies younger than this is not replaced at once
 READY_SECONDS = 10.0
 
-_DRAIN = b"drain"
+_DRAIN = b"drain"  # finish what is open within the time of --drain
+_IDLE = b"idle"  # the same, without a limit
 
 
 class Link:
@@ -104,10 +105,10 @@ class Worker:
             self.counts[(metric, name, reason)] = value
         return True
 
-    def ask_to_drain(self) -> None:
-        """Let it finish what it has open."""
+    def tell(self, word: bytes) -> None:
+        """Say _DRAIN or _IDLE."""
         try:
-            self.socket.send(_DRAIN)
+            self.socket.send(word)
         except OSError:
             pass  # it is dead already
 
@@ -126,7 +127,9 @@ class Pool:
         self._workers: list[Worker] = []
         self._gone: Snapshot = {}  # what workers had counted that are no more
         self._closing = False
+        self._word = _DRAIN
         self._service: Service | None = None
+        self._alive_interval: float | None = None
         self.manager = _Manager(self)
 
     def snapshot(self) -> "Snapshot":
@@ -147,6 +150,8 @@ class Pool:
 
     def start(self) -> None:
         """Fork the workers; return when each of them serves."""
+        # Asked here, since WATCHDOG_PID names the supervisor.
+        self._alive_interval = self.manager.alive_interval
         self.service.loop.on_signal(signal.SIGCHLD, self._reap)
         for _ in range(self._size):
             self._fork()
@@ -157,7 +162,7 @@ class Pool:
         """Ask the workers to finish what they have open, and then to end."""
         self._closing = True
         for worker in self._workers:
-            worker.ask_to_drain()
+            worker.tell(self._word)
 
     def all_heard(self, seconds: float) -> bool:
         """Whether each worker has said something in the last so many seconds."""
@@ -171,6 +176,7 @@ class Pool:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         pid = os.fork()
         if pid == 0:
+            ours.close()  # or the link would never end
             os._exit(self._work(theirs))
         theirs.close()
         ours.setblocking(False)
@@ -183,14 +189,20 @@ class Pool:
         """Be a worker, in the forked process; return its exit status."""
         try:
             self.service.loop.abandon()
+            # systemd and terminals signal every process; only the supervisor decides on it.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
             loop = Loop()
-            link = Link(theirs, self.manager.alive_interval)
+            link = Link(theirs, self._alive_interval)
             service = self._build(loop, link)
             service.on_idle = link.idle
 
             def on_link(_events: int) -> None:
-                if theirs.recv(len(_DRAIN)) == _DRAIN:
-                    service.drain("asked to")
+                word = theirs.recv(len(_DRAIN))
+                if word == _DRAIN:
+                    service.drain("asked to", service.lifetimes.drain)
+                elif word == _IDLE:
+                    service.drain("idle")
                 else:
                     loop.stop()  # the supervisor is gone: nobody waits for what is open
 
@@ -213,6 +225,7 @@ class Pool:
         if not worker.idle:
             self.service.touch()
         elif self._exit_idle and all(one.idle for one in self._workers):
+            self._word = _IDLE
             self.service.drain("idle")
 
     def _reap(self) -> None:
@@ -267,4 +280,5 @@ def supervise(
     pool.serve_in(service)
     for inherited in metrics:
         serve_metrics(service, inherited, pool)
+    service.obey_signals()
     return service.run()

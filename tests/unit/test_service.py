@@ -51,6 +51,7 @@ class World:
         )
         self.source = Source()
         self.service.add_source(self.source)
+        self.service.obey_signals()
 
 
 def test_service_start_is_ready_after_its_sources_started() -> None:
@@ -185,3 +186,28 @@ def test_service_status_is_reported_at_most_once_per_second_and_only_after_work(
         world.service.touch()
         world.loop.advance(0.1)
     assert 4 <= world.manager.heard.count("report demo") <= 6
+
+
+def test_service_told_idle_says_at_once_when_work_comes() -> None:
+    world = World(exit_idle=10)
+    idle: list[float] = []
+    world.service.on_idle = lambda: idle.append(world.loop.now)
+    world.service.run()
+    world.loop.advance(10.1)
+    assert len(idle) == 1
+    world.manager.heard.clear()
+    world.service.touch()
+    assert world.manager.heard == ["report demo"]
+
+
+def test_service_drain_without_a_limit_waits_for_who_came_last() -> None:
+    world = World(drain=5)
+    world.service.run()
+    connection = Connection(world.service)
+    world.service.drain("idle")
+    world.loop.advance(1000)
+    assert connection.aborted is None
+    world.loop.signals[signal.SIGTERM]()
+    world.loop.advance(5.1)
+    assert connection.aborted == "drain-timeout"
+    assert world.service._exit_status == 0

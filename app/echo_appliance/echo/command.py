@@ -59,6 +59,7 @@ def main(arguments: "Sequence[str]") -> int:
     service = _build(Loop(), ServiceManager(), registry, served, options, limit)
     for inherited in metrics:
         serve_metrics(service, inherited, registry)
+    service.obey_signals()
     return service.run()
 
 
