@@ -93,7 +93,8 @@ def format_address(address: object) -> str:
         return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
     if isinstance(address, bytes):
         return "@" + address[1:].decode(errors="backslashreplace")
-    return str(address or "")
+    # Paths are octets: those that are no text must not break the message that names them.
+    return os.fsencode(str(address or "")).decode(errors="backslashreplace")
 
 
 def _passed_descriptors() -> list[tuple[int, str]]:
@@ -133,8 +134,12 @@ def _check_pid() -> None:
 
 def _check_names(count: int) -> None:
     text = os.environ.get("LISTEN_FDNAMES")
-    names = text.split(":") if text is not None else []
-    if text is not None and len(names) != count:
+    if text is None:
+        return
+    if not (text.isascii() and text.isprintable()):
+        raise SetupError(f"LISTEN_FDNAMES={text!a} must be printable ASCII, as systemd's names are")
+    names = text.split(":")
+    if len(names) != count:
         raise SetupError(
             f"LISTEN_FDNAMES={text!r} has {len(names)} names for {count} descriptors: "
             "give each descriptor one name, with colons between"

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     # (metric, descriptor name, reason or "") -> value
     Snapshot = dict[tuple[str, str, str], int]
 
+SOCKET_NAME = "metrics"  # the descriptor of this name serves the page
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _PROCESS_START = time()

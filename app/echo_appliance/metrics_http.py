@@ -19,7 +19,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .service import Counts, Service
 
-NAME = "metrics"
 CLIENTS = 16
 TIMEOUT = 5.0
 HEAD_LIMIT = 8 * 1024

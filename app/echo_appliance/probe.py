@@ -6,9 +6,11 @@ time.  A payload larger than the sockets' buffers is written and read in turns.
 """
 
 import errno
+import io
 import os
 import select
 import socket
+import struct
 import sys
 from time import monotonic
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 DATAGRAM_LIMIT = 65507
+SIZE_LIMIT = 1 << 30
 READ_SIZE = 256 * 1024
 
 _WORDS = {
@@ -89,6 +92,8 @@ class Result:
 def main(arguments: "Sequence[str]") -> int:
     """Probe all targets; return 0 if every one of them echoed every octet, else 1."""
     options = _parse(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a path need not be text
     results = []
     for text in options.targets:
         result = probe(parse_target(text), options.size, options.count, options.timeout)
@@ -125,6 +130,8 @@ def _parse(arguments: "Sequence[str]") -> Options:
             target = parse_target(text)
         except ParseError as error:
             parser.error(str(error))
+        if options.size > SIZE_LIMIT:
+            parser.error(f"--size: {options.size} octets are too many: at most {SIZE_LIMIT}")
         if target.type == socket.SOCK_DGRAM and options.size > DATAGRAM_LIMIT:
             parser.error(f"{text}: a datagram has at most {DATAGRAM_LIMIT} octets")
     return options
@@ -152,23 +159,38 @@ def _connect(target: Target, timeout: float) -> socket.socket:
         return _connect_internet(target, timeout)
     sock = socket.socket(target.family, target.type)
     try:
-        sock.settimeout(timeout)
         if target.family == socket.AF_VSOCK:
+            sock.settimeout(timeout)
             sock.connect((int(target.host), target.port))
-            return sock
-        if target.type == socket.SOCK_DGRAM:
-            # An autobound, abstract name: the server reaches it without seeing our files.
-            sock.bind("")
-        sock.connect(target.path)
+        else:
+            _connect_unix(sock, target, timeout)
     except BaseException:
         sock.close()
         raise
     return sock
 
 
+def _connect_unix(sock: socket.socket, target: Target, timeout: float) -> None:
+    if target.type == socket.SOCK_DGRAM:
+        # An autobound, abstract name: the server reaches it without seeing our files.
+        sock.bind("")
+    # Waits for room in the server's backlog, which a non-blocking unix socket does not: it
+    # fails at once with EAGAIN.  So no settimeout(), but the kernel's own (unix(7), EAGAIN).
+    whole, part = divmod(timeout, 1)
+    span = struct.pack("ll", int(whole), max(1, int(part * 1_000_000)))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, span)
+    try:
+        sock.connect(target.path)
+    except BlockingIOError:
+        raise TimeoutError from None
+
+
 def _connect_internet(target: Target, timeout: float) -> socket.socket:
     """Try each address of a name in turn; the last failure is the one that is told."""
-    found = socket.getaddrinfo(target.host, target.port, target.family, target.type)
+    try:
+        found = socket.getaddrinfo(target.host, target.port, target.family, target.type)
+    except UnicodeError:  # of the IDNA codec
+        raise ProbeError("the name cannot be resolved: it is not a host name") from None
     for family, kind, protocol, _, address in found[:-1]:
         try:
             return _connect_one(family, kind, protocol, address, timeout)

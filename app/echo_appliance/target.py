@@ -3,6 +3,7 @@
 Text in, values out; nothing is resolved or opened here.
 """
 
+import os
 import socket
 
 from .errors import ParseError
@@ -98,7 +99,7 @@ def _parse_number(text: str, what: str, digits: str, limit: int) -> int:
 def _parse_path(text: str, path: str) -> str:
     if path in ("", "@"):
         raise ParseError(f"target {text!r} needs a path, or @ and an abstract name")
-    if len(path.encode()) > _UNIX_PATH_LIMIT:
+    if len(os.fsencode(path)) > _UNIX_PATH_LIMIT:
         raise ParseError(f"target {text!r}: a unix socket's path has at most 107 octets")
     if "\0" in path:
         raise ParseError(f"target {text!r}: a path cannot hold a zero octet")

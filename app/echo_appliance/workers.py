@@ -19,7 +19,6 @@ from time import monotonic
 from .errors import say
 from .loop import Loop
 from .metrics import merge, without_gauges
-from .metrics_http import serve_metrics
 from .notify import ServiceManager
 from .service import Lifetimes, Service
 
@@ -30,8 +29,8 @@ if TYPE_CHECKING:
     from .inherit import Inherited
     from .metrics import Snapshot
 
-    # Makes a worker's Service on the worker's own Loop.
-    Build = Callable[[Loop, "Link"], Service]
+    # Makes the Service of worker number n, from 0, on the worker's own Loop.
+    Build = Callable[[Loop, "Link", int], Service]
 
 REPORT_LIMIT = 128 * 1024
 RESTART_SECONDS = 1.0  # a worker that dies younger than this is not replaced at once
@@ -77,7 +76,8 @@ class Link:
 class Worker:
     """The supervisor's view of one worker.  Owns its end of the link."""
 
-    def __init__(self, pid: int, sock: socket.socket) -> None:
+    def __init__(self, number: int, pid: int, sock: socket.socket) -> None:
+        self.number = number
         self.pid = pid
         self.socket = sock
         self.started_at = self.heard_at = monotonic()
@@ -153,8 +153,8 @@ class Pool:
         # Asked here, since WATCHDOG_PID names the supervisor.
         self._alive_interval = self.manager.alive_interval
         self.service.loop.on_signal(signal.SIGCHLD, self._reap)
-        for _ in range(self._size):
-            self._fork()
+        for number in range(self._size):
+            self._fork(number)
         for worker in self._workers:
             worker.wait_ready()
 
@@ -170,22 +170,22 @@ class Pool:
 
     # -- one worker's life ---------------------------------------------------
 
-    def _fork(self) -> None:
+    def _fork(self, number: int) -> None:
         if self._closing:
             return
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         pid = os.fork()
         if pid == 0:
             ours.close()  # or the link would never end
-            os._exit(self._work(theirs))
+            os._exit(self._work(number, theirs))
         theirs.close()
         ours.setblocking(False)
-        worker = Worker(pid, ours)
+        worker = Worker(number, pid, ours)
         self._workers.append(worker)
         self.service.opened(worker)
         self.service.loop.watch(ours.fileno(), select.EPOLLIN, lambda _: self._hear(worker))
 
-    def _work(self, theirs: socket.socket) -> int:
+    def _work(self, number: int, theirs: socket.socket) -> int:
         """Be a worker, in the forked process; return its exit status."""
         try:
             self.service.loop.abandon()
@@ -194,11 +194,14 @@ class Pool:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             loop = Loop()
             link = Link(theirs, self._alive_interval)
-            service = self._build(loop, link)
+            service = self._build(loop, link, number)
             service.on_idle = link.idle
 
             def on_link(_events: int) -> None:
-                word = theirs.recv(len(_DRAIN))
+                try:
+                    word = theirs.recv(len(_DRAIN))
+                except ConnectionResetError:  # it died with a report unread
+                    word = b""
                 if word == _DRAIN:
                     service.drain("asked to", service.lifetimes.drain)
                 elif word == _IDLE:
@@ -244,7 +247,8 @@ class Pool:
             how = f"signal {-exit_code}" if exit_code < 0 else f"exit status {exit_code}"
             say(f"worker {worker.pid} ended by {how}; starting another")
             age = monotonic() - worker.started_at
-            loop.call_later(0.0 if age > RESTART_SECONDS else RESTART_SECONDS, self._fork)
+            delay = 0.0 if age > RESTART_SECONDS else RESTART_SECONDS
+            loop.call_later(delay, lambda: self._fork(worker.number))
         self.service.closed(worker)
 
 
@@ -278,7 +282,10 @@ def supervise(
     loop = Loop()
     service = Service(loop, pool.manager, pool, patience, f"{serves} in {size} workers")
     pool.serve_in(service)
-    for inherited in metrics:
-        serve_metrics(service, inherited, pool)
+    if metrics:
+        from .metrics_http import serve_metrics
+
+        for inherited in metrics:
+            serve_metrics(service, inherited, pool)
     service.obey_signals()
     return service.run()

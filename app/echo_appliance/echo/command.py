@@ -8,15 +8,12 @@ from ..admission import Admission
 from ..errors import SetupError
 from ..inherit import Inherited, describe, take
 from ..loop import Loop
+from ..metrics import SOCKET_NAME as METRICS
 from ..metrics import Registry
-from ..metrics_http import NAME as METRICS
-from ..metrics_http import serve_metrics
 from ..notify import ServiceManager
 from ..options import Parser, add_service_options
 from ..service import Lifetimes, Service
-from .connection import Endpoint
-from .datagram import InternetDatagrams, UnixDatagrams, refused_ports
-from .seqpacket import SeqpacketConnection
+from .connection import Connection, Endpoint
 from .stream import StreamConnection
 
 TYPE_CHECKING = False
@@ -57,8 +54,11 @@ def main(arguments: "Sequence[str]") -> int:
         return _run_workers(options, limit, served, metrics)
     registry = Registry()
     service = _build(Loop(), ServiceManager(), registry, served, options, limit)
-    for inherited in metrics:
-        serve_metrics(service, inherited, registry)
+    if metrics:
+        from ..metrics_http import serve_metrics
+
+        for inherited in metrics:
+            serve_metrics(service, inherited, registry)
     service.obey_signals()
     return service.run()
 
@@ -109,9 +109,14 @@ def _run_workers(
 ) -> int:
     from ..workers import Link, supervise
 
-    share = -(-limit // options.workers)  # rounded up; 0, no limit, stays 0
+    if 0 < limit < options.workers:
+        raise SetupError(
+            f"--max-connections {limit} is less than --workers {options.workers}: "
+            "each worker needs one at least"
+        )
 
-    def build(loop: Loop, link: Link) -> Service:
+    def build(loop: Loop, link: Link, number: int) -> Service:
+        share = limit * (number + 1) // options.workers - limit * number // options.workers
         return _build(loop, link, Registry(), served, options, share)
 
     lifetimes = Lifetimes(options.drain, options.exit_idle, options.start_sleep)
@@ -131,39 +136,48 @@ def _build(
     lifetimes = Lifetimes(options.drain, options.exit_idle, start_sleep)
     service = Service(loop, manager, registry, lifetimes, _list(served), options.debug)
     admission = Admission(limit, options.max_connections_per_source)
-    refused = frozenset[int]() if options.allow_any_source else refused_ports(served)
     for inherited in served:
         endpoint = Endpoint(
             service, admission, registry.counters(inherited.name), inherited.name,
             idle_timeout=options.idle_timeout, debug=options.debug,
         )  # fmt: skip
-        _serve(endpoint, inherited, refused)
+        if inherited.is_dgram:
+            _serve_datagrams(endpoint, inherited, served, options.allow_any_source)
+        else:
+            _serve_connections(endpoint, inherited)
     return service
 
 
-def _serve(endpoint: Endpoint, inherited: Inherited, refused: frozenset[int]) -> None:
-    """Choose the handler by what the kernel says the socket is."""
-    service = endpoint.service
-    if inherited.is_dgram:
-        if inherited.is_internet:
-            service.add_source(InternetDatagrams(endpoint, inherited, refused))
-        else:
-            service.add_source(UnixDatagrams(endpoint, inherited))
-        return
+def _serve_connections(endpoint: Endpoint, inherited: Inherited) -> None:
+    """Echo on a listening socket's connections, or on one that came connected."""
+    connection_class: type[Connection] = StreamConnection
+    if inherited.type == socket.SOCK_SEQPACKET:
+        from .seqpacket import SeqpacketConnection
+
+        connection_class = SeqpacketConnection
 
     def serve(sock: socket.socket, source: str | None) -> None:
-        if inherited.type == socket.SOCK_SEQPACKET:
-            SeqpacketConnection(endpoint, sock, source)
-        else:
-            StreamConnection(endpoint, sock, source)
+        connection_class(endpoint, sock, source)
 
+    service, admission = endpoint.service, endpoint.admission
     if inherited.listening:
-        acceptor = Acceptor(service.loop, inherited, endpoint.admission, endpoint.counters, serve)
-        service.add_source(acceptor)
+        service.add_source(Acceptor(service.loop, inherited, admission, endpoint.counters, serve))
     else:
         # What systemd accepted for us (Accept=yes) is served whatever the limits are.
-        endpoint.admission.admit(None)
+        admission.admit(None)
         service.at_start(lambda: serve(inherited.socket, None))
+
+
+def _serve_datagrams(
+    endpoint: Endpoint, inherited: Inherited, served: list[Inherited], any_source: bool
+) -> None:
+    from .datagram import InternetDatagrams, UnixDatagrams, refused_ports
+
+    if inherited.is_internet:
+        refused = frozenset[int]() if any_source else refused_ports(served)
+        endpoint.service.add_source(InternetDatagrams(endpoint, inherited, refused))
+    else:
+        endpoint.service.add_source(UnixDatagrams(endpoint, inherited))
 
 
 def _list(served: list[Inherited]) -> str:
