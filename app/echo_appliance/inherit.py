@@ -92,9 +92,14 @@ def format_address(address: object) -> str:
         host, port = address[:2]
         return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
     if isinstance(address, bytes):
-        return "@" + address[1:].decode(errors="backslashreplace")
-    # Paths are octets: those that are no text must not break the message that names them.
-    return os.fsencode(str(address or "")).decode(errors="backslashreplace")
+        return "@" + _printable(address[1:])
+    return _printable(os.fsencode(str(address or "")))
+
+
+def _printable(octets: bytes) -> str:
+    """Paths are octets, and their owner's choice: no line feed of theirs may end a line of ours."""
+    text = octets.decode(errors="backslashreplace")
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _passed_descriptors() -> list[tuple[int, str]]:
