@@ -234,6 +234,17 @@ def test_status_line_names_every_socket_that_is_served(demo: testinfra.host.Host
         assert served in status
 
 
+def test_health_check_asks_the_appliance_itself(demo: testinfra.host.Host) -> None:
+    clients.echo(TCP, b"start")
+    assert demo.run("podman healthcheck run %s", NAME).rc == 0
+    os.kill(app_pid(demo), signal.SIGSTOP)
+    try:
+        done = demo.run("timeout 5 podman healthcheck run %s", NAME)
+    finally:
+        os.kill(app_pid(demo), signal.SIGCONT)
+    assert done.rc != 0, "a check that cannot fail says nothing"
+
+
 def test_watchdog_restarts_an_appliance_that_hangs_and_no_other(
     demo: testinfra.host.Host, drop_in: Callable[..., None]
 ) -> None:
