@@ -159,10 +159,11 @@ class Loop:
             ready = poll(self._timeout(), EVENTS_PER_TURN)
             self.now = monotonic()
             for descriptor, events in ready:
-                # Forgotten in this very turn by an earlier handler: nobody waits for it now.
-                handler = handlers.get(descriptor)
-                if handler is not None:
-                    handler(events)
+                try:
+                    handler = handlers[descriptor]
+                except KeyError:
+                    continue  # forgotten in this very turn by an earlier handler
+                handler(events)
             if self._timers:
                 self._fire_timers()
 

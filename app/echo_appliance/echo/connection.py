@@ -26,7 +26,9 @@ _REASONS = {
 class Endpoint:
     """What all connections of one inherited socket have in common."""
 
-    __slots__ = ("admission", "counters", "debug", "idle_timeout", "loop", "name", "service")
+    __slots__ = (
+        "admission", "counters", "debug", "idle_timeout", "loop", "name", "service", "watches",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -45,6 +47,7 @@ class Endpoint:
         self.counters = counters
         self.idle_timeout = idle_timeout  # seconds; 0: none
         self.debug = debug
+        self.watches = debug or idle_timeout > 0  # whether anybody asks what each event moved
 
     def trace(self, received: int, sent: int) -> None:
         """Say what --debug promises: octets in and out, with the descriptor's name."""
@@ -109,6 +112,13 @@ class Connection:
         endpoint.admission.release(self._source)
         endpoint.service.touch()
         endpoint.service.closed(self)
+
+    def _note(self, received: int, sent: int) -> None:
+        """Keep what only an idle timeout and --debug want to know of an event."""
+        endpoint = self._endpoint
+        self._touched_at = endpoint.loop.now
+        if endpoint.debug:
+            endpoint.trace(received, sent)
 
     def _check_idleness(self) -> None:
         # One timer that looks back, instead of one that is moved at every octet.

@@ -83,6 +83,5 @@ class SeqpacketConnection(Connection):
         endpoint = self._endpoint
         endpoint.counters.received += received
         endpoint.counters.sent += sent
-        self._touched_at = endpoint.loop.now
-        if endpoint.debug:
-            endpoint.trace(received, sent)
+        if endpoint.watches:
+            self._note(received, sent)

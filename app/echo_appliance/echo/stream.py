@@ -24,9 +24,10 @@ _view = VIEW[:READ_SIZE]
 class StreamConnection(Connection):
     """One peer's byte stream, sent back in order and whole."""
 
-    __slots__ = ("_recv_into", "_send", "_unsent")
+    __slots__ = ("_counters", "_recv_into", "_send", "_unsent")
 
     def __init__(self, endpoint: Endpoint, sock: socket.socket, source: str | None) -> None:
+        self._counters = endpoint.counters
         self._recv_into = sock.recv_into
         self._send = sock.send
         self._unsent: memoryview | None = None  # there only while the peer is slow to read
@@ -62,12 +63,12 @@ class StreamConnection(Connection):
         except OSError as error:
             self._fail(error)
             return
+        counters = self._counters
+        counters.received += received
+        counters.sent += sent
         endpoint = self._endpoint
-        endpoint.counters.received += received
-        endpoint.counters.sent += sent
-        self._touched_at = endpoint.loop.now
-        if endpoint.debug:
-            endpoint.trace(received, sent)
+        if endpoint.watches:
+            self._note(received, sent)
         if sent < received:
             self._unsent = memoryview(bytes(_view[sent:received]))
             endpoint.loop.rewatch(self._socket.fileno(), select.EPOLLOUT)
@@ -82,9 +83,8 @@ class StreamConnection(Connection):
             return
         endpoint = self._endpoint
         endpoint.counters.sent += sent
-        self._touched_at = endpoint.loop.now
-        if endpoint.debug:
-            endpoint.trace(0, sent)
+        if endpoint.watches:
+            self._note(0, sent)
         if sent < len(unsent):
             self._unsent = unsent[sent:]
         else:
