@@ -77,7 +77,12 @@ class Acceptor:
             self._loop.forget(self._socket.fileno())
             self._watching = False
 
-    def _on_readable(self, _events: int) -> None:
+    def _on_readable(self, events: int) -> None:
+        if events & select.EPOLLHUP:
+            # It stays readable for ever, with nothing to accept.
+            self._pause()
+            say(f"{self._where}: shut down by somebody who holds it too; not served any more")
+            return
         for _ in range(ACCEPTS_PER_TURN):
             if self._closed:
                 return

@@ -69,10 +69,24 @@ def take() -> list[Inherited]:
     """
     passed = _passed_descriptors()
     if not passed and _is_socket(0):
+        _keep_out_of_the_data()
         passed = [(0, INETD_NAME)]
     if not passed:
         raise SetupError(f"no sockets were passed to me: {_HOW_TO}")
     return [_inherit(descriptor, name) for descriptor, name in passed]
+
+
+def _keep_out_of_the_data() -> None:
+    """Inetd style, standard output and error are often the connection too: silence them.
+
+    No word of ours may get into the peer's data, and its EOF must not wait for us.
+    """
+    connection = os.fstat(0).st_ino
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        if _is_socket(descriptor) and os.fstat(descriptor).st_ino == connection:
+            os.dup2(nowhere, descriptor)
+    os.close(nowhere)
 
 
 def describe(sock: socket.socket) -> str:

@@ -27,6 +27,8 @@ DEFAULT_MAX_CONNECTIONS = 16384
 # Descriptors that are not connections: standard ones, epoll, wakeup, notify, sockets passed.
 _RESERVED_DESCRIPTORS = 64
 
+_LIST_LIMIT = 1024
+
 
 class Options:
     """What the command line says; filled by the parser."""
@@ -171,15 +173,25 @@ def _serve_connections(endpoint: Endpoint, inherited: Inherited) -> None:
 def _serve_datagrams(
     endpoint: Endpoint, inherited: Inherited, served: list[Inherited], any_source: bool
 ) -> None:
-    from .datagram import InternetDatagrams, UnixDatagrams, refused_ports
+    from .datagram import InternetDatagrams, UnixDatagrams, refused_addresses, refused_ports
 
     if inherited.is_internet:
         refused = frozenset[int]() if any_source else refused_ports(served)
         endpoint.service.add_source(InternetDatagrams(endpoint, inherited, refused))
     else:
-        endpoint.service.add_source(UnixDatagrams(endpoint, inherited))
+        refused_here = refused_addresses(served)
+        endpoint.service.add_source(UnixDatagrams(endpoint, inherited, refused_here))
 
 
 def _list(served: list[Inherited]) -> str:
-    """Name what is served: 'demo: inet stream 127.0.0.1:3000, ...'."""
-    return ", ".join(f"{one.name} ({describe(one.socket)})" for one in served)
+    """Name what is served: 'demo (inet stream 127.0.0.1:3000), ...'.
+
+    Not all of it when that is much: a notification above 4,096 octets is ignored
+    whole by systemd, READY=1 included.
+    """
+    words = [f"{one.name} ({describe(one.socket)})" for one in served]
+    listed = len(words)
+    while len(", ".join(words[:listed]).encode()) > _LIST_LIMIT:
+        listed -= 1
+    more = [f"{len(words) - listed} more"] if listed < len(words) else []
+    return ", ".join(words[:listed] + more)

@@ -9,6 +9,7 @@ anything can be set upon each other for ever by one forged datagram
 """
 
 import errno
+import os
 import select
 import socket
 
@@ -17,13 +18,15 @@ from ..inherit import Inherited
 from ..linux import IP_FREEBIND, IP_RECVORIGDSTADDR, IPV6_FREEBIND, IPV6_RECVORIGDSTADDR
 from .buffer import VIEW, let_answers_be_long
 from .connection import Endpoint
-from .original import ANCILLARY_SIZE, answer_from
+from .original import ANCILLARY_SIZE, answer_from, destination
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from .original import Ancillary
+
+    Refused = frozenset[object]
 
 # Give way to the connections after so many; a queue that is longer is reported again.
 DATAGRAMS_PER_TURN = 64
@@ -59,19 +62,28 @@ class _Datagrams:
     def __init__(self, endpoint: Endpoint, inherited: Inherited) -> None:
         self._endpoint = endpoint
         self._socket = inherited.socket
+        self._where = str(inherited)
 
     def start(self) -> None:
         """Echo from now on."""
         # Exclusive: of several workers that wait for this socket one is woken, not all.
         events = select.EPOLLIN | select.EPOLLEXCLUSIVE
-        self._endpoint.loop.watch(self._socket.fileno(), events, self._on_readable)
+        self._endpoint.loop.watch(self._socket.fileno(), events, self._on_event)
 
     def close(self) -> None:
         """Stop.  What is queued stays there for whoever holds the socket."""
         self._endpoint.loop.discard(self._socket.fileno())
         self._socket.close()
 
-    def _on_readable(self, _events: int) -> None:
+    def _on_event(self, events: int) -> None:
+        if events & select.EPOLLHUP:
+            # It stays readable for ever, with nothing to read.
+            self._endpoint.loop.forget(self._socket.fileno())
+            say(f"{self._where}: shut down by somebody who holds it too; not served any more")
+        else:
+            self._on_readable()
+
+    def _on_readable(self) -> None:
         raise NotImplementedError
 
 
@@ -86,7 +98,7 @@ class InternetDatagrams(_Datagrams):
 
     # Hot: local names; the control messages of an answer are made once per destination.
     # 0.74 of the same loop in C.
-    def _on_readable(self, _events: int) -> None:
+    def _on_readable(self) -> None:
         receive = self._socket.recvmsg_into
         send = self._socket.sendmsg
         answers = self._answers
@@ -107,11 +119,14 @@ class InternetDatagrams(_Datagrams):
             if peer[1] in refused:
                 counters.drop("refused-port")
                 continue
-            destination = ancillary[0][2] if ancillary else b""
             try:
-                answer = answers[destination]
+                ((_, _, sent_to),) = ancillary  # what we asked for, and nothing else
+            except ValueError:
+                sent_to = destination(ancillary)
+            try:
+                answer = answers[sent_to]
             except KeyError:
-                answer = self._remember(destination, ancillary)
+                answer = self._remember(sent_to, ancillary)
             if answer is None:
                 counters.drop("sent-to-group")
                 continue
@@ -125,11 +140,11 @@ class InternetDatagrams(_Datagrams):
             if endpoint.debug:
                 endpoint.trace(size, size)
 
-    def _remember(self, destination: bytes, ancillary: "Ancillary") -> "Ancillary | None":
+    def _remember(self, sent_to: bytes, ancillary: "Ancillary") -> "Ancillary | None":
         if len(self._answers) >= _ANSWERS_KEPT:
             self._answers.clear()
         answer = answer_from(ancillary)
-        self._answers[destination] = answer
+        self._answers[sent_to] = answer
         return answer
 
 
@@ -142,12 +157,13 @@ class UnixDatagrams(_Datagrams):
     connected socket has one peer, which needs no address.
     """
 
-    def __init__(self, endpoint: Endpoint, inherited: Inherited) -> None:
+    def __init__(self, endpoint: Endpoint, inherited: Inherited, refused: "Refused") -> None:
         super().__init__(endpoint, inherited)
         self._connected = inherited.connected
+        self._refused = refused
         let_answers_be_long(inherited.socket)
 
-    def _on_readable(self, _events: int) -> None:
+    def _on_readable(self) -> None:
         self._endpoint.service.touch()
         for _ in range(DATAGRAMS_PER_TURN):
             try:
@@ -169,6 +185,9 @@ class UnixDatagrams(_Datagrams):
         if not (peer or self._connected):
             counters.drop("client-without-address")
             return
+        if peer and _identity(peer) in self._refused:
+            counters.drop("refused-address")
+            return
         try:
             self._socket.sendmsg((VIEW[:size],), (), 0, peer or None)
         except OSError as error:
@@ -189,6 +208,38 @@ def refused_ports(inherited: "Iterable[Inherited]") -> frozenset[int]:
     return REFUSED_PORTS.union(
         one.socket.getsockname()[1] for one in inherited if one.is_dgram and one.is_internet
     )
+
+
+def refused_addresses(inherited: "Iterable[Inherited]") -> "Refused":
+    """Return the unix addresses that are not answered: our own, and the service manager's.
+
+    A client's path is a word that is looked up in *our* mount namespace.  In a
+    namespace of its own any user can bind to the path that our socket has
+    here, and set us upon ourselves for ever, or to that of NOTIFY_SOCKET, and
+    have us tell the manager what it likes.
+    """
+    own = [
+        one.socket.getsockname()
+        for one in inherited
+        if one.is_dgram and one.family == socket.AF_UNIX
+    ]
+    manager = os.environ.get("NOTIFY_SOCKET", "")
+    if manager.startswith("@"):
+        own.append(b"\0" + os.fsencode(manager[1:]))
+    elif manager:
+        own.append(manager)
+    return frozenset(_identity(address) for address in own if address)
+
+
+def _identity(address: "str | bytes") -> object:
+    """Return what two spellings of one unix address have in common."""
+    if isinstance(address, bytes):
+        return address  # abstract: the name itself
+    try:
+        found = os.stat(address)
+    except OSError:
+        return address  # not to be reached here: sending will say why
+    return (found.st_dev, found.st_ino)
 
 
 def _ask_for_destination(inherited: Inherited) -> None:

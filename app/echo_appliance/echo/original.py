@@ -29,7 +29,11 @@ _IN_PKTINFO = struct.Struct("=i4s4s")
 # struct in6_pktinfo: the source to use, interface
 _IN6_PKTINFO = struct.Struct("=16sI")
 
-ANCILLARY_SIZE = socket.CMSG_SPACE(_SOCKADDR_IN6.size) + socket.CMSG_SPACE(_SOCKADDR_IN.size)
+# Room for what we ask for, and for what a .socket unit may have asked for besides
+# (PassPacketInfo=, Timestamping=): what does not fit would be cut off.
+ANCILLARY_SIZE = 512
+
+_REPORTS = ((socket.IPPROTO_IP, IP_ORIGDSTADDR), (socket.IPPROTO_IPV6, IPV6_ORIGDSTADDR))
 
 _BROADCAST = b"\xff\xff\xff\xff"
 
@@ -41,12 +45,20 @@ def answer_from(ancillary: "Sequence[tuple[int, int, bytes]]") -> "Ancillary | N
     one packet must not be answered by everybody who is in it.  An empty list
     when the kernel reported no destination: then it chooses the address.
     """
-    for level, kind, data in ancillary:
-        if level == socket.IPPROTO_IP and kind == IP_ORIGDSTADDR:
-            return _answer_from_inet(data)
-        if level == socket.IPPROTO_IPV6 and kind == IPV6_ORIGDSTADDR:
-            return _answer_from_inet6(data)
+    data = destination(ancillary)
+    if len(data) == _SOCKADDR_IN.size:
+        return _answer_from_inet(data)
+    if len(data) == _SOCKADDR_IN6.size:
+        return _answer_from_inet6(data)
     return []
+
+
+def destination(ancillary: "Sequence[tuple[int, int, bytes]]") -> bytes:
+    """Return the octets of the address that a datagram was sent to; none if it is not reported."""
+    for level, kind, data in ancillary:
+        if (level, kind) in _REPORTS:
+            return data
+    return b""
 
 
 def _answer_from_inet(data: bytes) -> "Ancillary | None":
