@@ -74,7 +74,10 @@ class Parser:
         metavar: str = "",
         help: str = "",  # noqa: A002 - argparse's word
     ) -> None:
-        """Add --name METAVAR, or a flag where there is no metavar, or the positional list."""
+        """Add --name METAVAR, or a flag where there is no metavar, or the positional list.
+
+        The positional list may be empty where it has a default.
+        """
         argument = _Argument(name, read, default, metavar, help, self._title)
         if name.startswith("--"):
             self._arguments[name] = argument
@@ -91,7 +94,7 @@ class Parser:
             name, equals, value = word.partition("=")
             if word in ("-h", "--help"):
                 self._help()
-            elif not word.startswith("-"):
+            elif not word.startswith("-") or word == "-":
                 rest.append(word)
             elif name not in self._arguments:
                 self.error(f"unknown option {name}")
@@ -120,7 +123,7 @@ class Parser:
 
     def _set_rest(self, namespace: object, rest: list[str]) -> None:
         if self._rest is not None:
-            if not rest:
+            if not rest and self._rest.default is None:
                 self.error(f"name at least one {self._rest.metavar}")
             setattr(namespace, self._rest.attribute, rest)
         elif rest:

@@ -95,3 +95,10 @@ def test_service_options_have_the_documented_defaults() -> None:
 @pytest.mark.parametrize("text", ["0", "7", "1000000"])
 def test_count_reads_whole_numbers(text: str) -> None:
     assert count(text) == int(text)
+
+
+def test_parser_takes_a_lone_dash_as_a_word_and_an_optional_list_may_be_empty() -> None:
+    parser = Parser("prog", "Does things.")
+    parser.add("targets", default=[], metavar="FILE", help="- is standard input")
+    assert parser.parse(["-"], Options()).targets == ["-"]
+    assert parser.parse([], Options()).targets == []
