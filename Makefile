@@ -7,7 +7,7 @@ VENV := .venv
 RUN := $(VENV)/bin
 PYTEST := $(RUN)/python -m pytest -q
 
-.PHONY: help run test lint unit process image image-test machine bench clean
+.PHONY: help run test lint unit process bpf image image-test machine bench clean
 
 help:
 	@echo 'make run      build the image, start the echo sockets, show a line per family echoed'
@@ -15,6 +15,7 @@ help:
 	@echo 'make lint     ruff, mypy, shellcheck, actionlint, zizmor'
 	@echo 'make unit     unit and property tests: nothing outside Python'
 	@echo 'make process  real processes and sockets, no container'
+	@echo 'make bpf      compile the BPF program of dispatch'
 	@echo 'make image    localhost/echo-appliance:latest and build/echo-appliance.oci.tar'
 	@echo 'make image-test  what is in the image, and how it runs'
 	@echo 'make machine  systemd as PID 1, rootless podman, the units (root)'
@@ -39,16 +40,24 @@ lint: $(VENV)/made
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
-	shellcheck scripts/setup scripts/run scripts/image scripts/image-podman scripts/lint-workflows \
+	shellcheck scripts/setup scripts/bpf scripts/run scripts/image scripts/image-podman scripts/lint-workflows \
 		.ci/run tests/machine/*.sh
 	scripts/lint-workflows
 
 unit: $(VENV)/made
 	$(PYTEST) tests/unit tests/property
 
-process: $(VENV)/made
+process: $(VENV)/made bpf
 	$(SETUP) process
 	$(PYTEST) tests/process
+
+BPF := app/echo_appliance/dispatch/dispatch.bpf
+
+bpf: $(BPF).o
+
+$(BPF).o: $(BPF).c scripts/bpf
+	$(SETUP) bpf
+	scripts/bpf
 
 image: $(VENV)/made
 	$(SETUP) image

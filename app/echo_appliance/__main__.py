@@ -12,11 +12,14 @@ USAGE = """\
 usage: echo-appliance MODE [option ...]
 
 modes:
-  echo     send back what arrives on every inherited socket
-  probe    test an echo server from outside, on any socket family
+  echo      send back what arrives on every inherited socket
+  probe     test an echo server from outside, on any socket family
+  dispatch  steer whole prefixes and port ranges to sockets, in the kernel
 
 echo-appliance MODE --help lists a mode's options.
 """
+
+MODES = "echo, probe or dispatch"
 
 
 def main(arguments: "Sequence[str] | None" = None) -> int:
@@ -27,18 +30,20 @@ def main(arguments: "Sequence[str] | None" = None) -> int:
             from .echo.command import main as run
         elif mode == "probe":
             from .probe import main as run
+        elif mode == "dispatch":
+            from .dispatch.command import main as run
         elif mode in ("-h", "--help", "help"):
             sys.stdout.write(USAGE)
             return 0
         else:
-            raise SetupError(f"{mode!r} is not a mode: use echo or probe" if mode else
-                             "no mode given: use echo or probe")  # fmt: skip
+            raise SetupError(f"{mode!r} is not a mode: use {MODES}" if mode else
+                             f"no mode given: use {MODES}")  # fmt: skip
         return run(rest)
     except KeyboardInterrupt:
         return 130  # 128 + SIGINT, as a shell reports it
     except SetupError as error:
         say(str(error))
-        return 2 if mode not in ("echo", "probe") else 1
+        return 2 if mode not in ("echo", "probe", "dispatch") else 1
 
 
 if __name__ == "__main__":

@@ -1,0 +1,142 @@
+"""The kernel maps' layout, octet for octet: the other half of dispatch.bpf.c.
+
+Binding <-> the keys and values of the trie.  Knows no I/O.
+
+A range of ports is several keys, one per aligned block, each with a value that
+names the whole range.  Two ranges of one prefix may share a block; its key
+holds the winner, and so a range could lose all its blocks.  Hence a range of
+more than one block also has a record: a key that no packet looks up.
+"""
+
+import struct
+
+from .model import ADDRESS_BITS, PROTOCOLS, Binding, blocks
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+LAYOUT = 1  # of all maps; a dispatcher with another one is not ours to touch
+KINDS = 4
+DESTINATIONS = 1024
+SLOTS = 32
+FIXED_BITS = 48
+RECORD = 0x80  # added to the kind in the key of a record
+RECORDS_IN_USE = 1 << 31  # in sizes[kind], beside the bits of block sizes
+EXPLAIN_INTERFACE = 0xFFFFFFFF
+
+ON_MISS_PASS = 1
+SPARE_LOCAL = 2
+
+U32 = struct.Struct("=I")
+U64 = struct.Struct("=Q")
+# bits (host order, by the kernel's struct bpf_lpm_trie_key), kind, 0, block, address
+KEY = struct.Struct("=IBB2s2s16s")
+# hits, destination, low, high, prefix, flags
+VALUE = struct.Struct("=QIHHBB6x")
+DESTINATION = struct.Struct("=64s4I")
+COUNTERS = struct.Struct("=QQQ")
+# layout, sizes[4], local_low, local_high, source, capacity
+SETTINGS = struct.Struct("=I4IHH32sI")
+EXPLAINED = struct.Struct("=24sII")
+
+Table = dict[bytes, bytes]  # keys and values of a trie
+
+
+def slot_index(destination: int, kind: int, slot: int = 0) -> int:
+    """Return a slot's place in the sockets map."""
+    return (destination * KINDS + kind) * SLOTS + slot
+
+
+def pack_key(binding: Binding, low: int, high: int, record: bool = False) -> bytes:
+    """Return the key of one block of a binding, or of its record."""
+    kind = binding.kind | (RECORD if record else 0)
+    ports = low.to_bytes(2, "big"), high.to_bytes(2, "big")
+    return KEY.pack(FIXED_BITS + binding.prefix, kind, 0, *ports, binding.address)
+
+
+def pack_value(binding: Binding, destination: int, hits: int = 0) -> bytes:
+    """Return the value that all keys of a binding have."""
+    flags = (ON_MISS_PASS if binding.on_miss_pass else 0) | (
+        SPARE_LOCAL if binding.spares_local else 0
+    )
+    return VALUE.pack(hits, destination, binding.low, binding.high, binding.prefix, flags)
+
+
+def keys(binding: Binding) -> list[bytes]:
+    """Return all keys of a binding: its only block's, or its record's and all blocks'."""
+    parts = list(blocks(binding.low, binding.high))
+    found = [pack_key(binding, *part) for part in parts]
+    if len(parts) > 1:
+        found.insert(0, pack_key(binding, binding.low, binding.high, record=True))
+    return found
+
+
+def add_all(table: Table, bindings: "Iterable[tuple[Binding, bytes]]") -> None:
+    """Put bindings with their values into a table, the winner in each shared key."""
+    for binding, value in bindings:
+        for key in keys(binding):
+            present = table.get(key)
+            if present is None or value_rank(present) <= value_rank(value):
+                table[key] = value
+
+
+def value_rank(value: bytes) -> tuple[int, int]:
+    """Return what Binding.rank() compares among bindings of the same prefix."""
+    _, _, low, high, _, _ = VALUE.unpack(value)
+    return (low - high, low)
+
+
+def is_record(key: bytes) -> bool:
+    """Whether a key is a record, which packets do not meet."""
+    return bool(key[4] & RECORD)
+
+
+def sizes(table: "Iterable[bytes]") -> list[int]:
+    """Return, for each kind, the block sizes in use, as settings has them."""
+    found = [0] * KINDS
+    for kind, low, high in {(key[4], key[6:8], key[8:10]) for key in table}:
+        if kind & RECORD:
+            found[kind & ~RECORD] |= RECORDS_IN_USE
+        else:
+            found[kind] |= size_bit(int.from_bytes(low, "big"), int.from_bytes(high, "big"))
+    return found
+
+
+def size_bit(low: int, high: int) -> int:
+    """Return the bit of a block's size: blocks of 2^n ports are bit n."""
+    return high - low + 1
+
+
+def unpack(table: "Iterable[tuple[bytes, bytes]]", labels: dict[int, str]) -> "Iterator[Entry]":
+    """Yield each binding of a trie once, in no order."""
+    entries: dict[tuple[int, bytes, int, int, int], Entry] = {}
+    for key, value in table:
+        _, kind, _, _, _, address = KEY.unpack(key)
+        hits, destination, low, high, prefix, flags = VALUE.unpack(value)
+        place = (kind & ~RECORD, address, prefix, low, high)
+        if (entry := entries.get(place)) is None:
+            label = labels.get(destination, f"?{destination}")
+            entries[place] = Entry(_binding(place, flags, label), destination, hits)
+        else:
+            entry.hits += hits
+    yield from entries.values()
+
+
+def _binding(place: tuple[int, bytes, int, int, int], flags: int, label: str) -> Binding:
+    kind, address, prefix, low, high = place
+    family = kind & 1
+    network = (family, address[: ADDRESS_BITS[family] // 8], prefix)
+    options = (bool(flags & ON_MISS_PASS), not flags & SPARE_LOCAL)
+    return Binding(label, PROTOCOLS[kind >> 1], network, (low, high), *options)
+
+
+class Entry:
+    """A binding as the kernel has it."""
+
+    __slots__ = ("binding", "destination", "hits")
+
+    def __init__(self, binding: Binding, destination: int, hits: int) -> None:
+        self.binding = binding
+        self.destination = destination
+        self.hits = hits

@@ -1,0 +1,264 @@
+"""Registers sockets: puts them into the slots of their label's destinations.
+
+A destination is a label, a protocol and a family; it has SLOTS slots, among
+which flows are spread.  A dual-stack socket counts for both families.  The
+kernel empties the slot of a socket that is closed; the next registration
+fills it.
+
+Several sockets in one call are registered all, or none.
+"""
+
+import errno
+import os
+import socket
+
+from ..errors import SetupError
+from ..inherit import describe
+from . import libbpf
+from .control import Labels, live
+from .layout import SLOTS, U32, slot_index
+from .model import kind_name
+from .state import Dispatcher, socket_cookie
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+_SO_COOKIE = 57
+_IPV6_V6ONLY = 26
+
+
+def kinds(sock: socket.socket) -> list[int]:
+    """Return the kinds of packets that a socket can take.  Raises SetupError when none.
+
+    Needs a TCP socket that listens, or a UDP one that is not connected.
+    """
+    why = _unfit(sock)
+    if why:
+        raise SetupError(f"{describe(sock)} cannot be registered: {why}")
+    protocol = 1 if sock.type == socket.SOCK_DGRAM else 0
+    if sock.family == socket.AF_INET:
+        return [protocol << 1]
+    dual = not sock.getsockopt(socket.IPPROTO_IPV6, _IPV6_V6ONLY)
+    return [protocol << 1 | 1] + ([protocol << 1] if dual else [])
+
+
+def _unfit(sock: socket.socket) -> str | None:
+    """Say why packets cannot be steered to a socket."""
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return "only IPv4 and IPv6 packets are dispatched"
+    if sock.proto not in (socket.IPPROTO_TCP, socket.IPPROTO_UDP):
+        return "only TCP and UDP are dispatched"
+    if _connected(sock):
+        return "it is connected, so it has one peer already"
+    if sock.type == socket.SOCK_STREAM:
+        if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            return "it does not listen (yet)"
+    elif sock.getsockname()[1] == 0:
+        return "it is not bound (yet)"
+    device = sock.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, 16).rstrip(b"\0")
+    if device:
+        return f"it is bound to the device {device.decode()}, and packets may come by others"
+    return None
+
+
+def _connected(sock: socket.socket) -> bool:
+    try:
+        sock.getpeername()
+    except OSError:
+        return False
+    return True
+
+
+def register(dispatcher: Dispatcher, chosen: "Sequence[tuple[str, socket.socket]]") -> list[str]:
+    """Register sockets under their labels; return a line for each.  All, or none.
+
+    Borrows the sockets.  Raises SetupError for the first one that cannot be registered.
+    """
+    wanted = []
+    for label, sock in chosen:
+        if socket_cookie(sock) != dispatcher.place.cookie:
+            raise SetupError(
+                f"{describe(sock)} belongs to another network namespace than this dispatcher: "
+                "use --netns, or open it here"
+            )
+        wanted += [(label, kind, sock) for kind in kinds(sock)]
+    labels = Labels(dispatcher)
+    numbers = {label: labels.number(label) for label, _, _ in wanted}
+    plan = _Plan(dispatcher)
+    try:
+        for label, kind, sock in wanted:
+            plan.add(numbers[label], label, kind, sock)
+    except BaseException:
+        plan.undo()
+        raise
+    return plan.commit()
+
+
+class _Plan:
+    """Fills slots.  Those beyond a destination's count are not looked at until commit()."""
+
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self._dispatcher = dispatcher
+        self._sockets = dispatcher.descriptor("sockets")
+        self._rows = dispatcher.destinations()
+        self._counts = {number: list(row[1]) for number, row in self._rows.items()}
+        self._live: dict[int, dict[tuple[int, int], int]] = {}
+        self._filled: list[bytes] = []
+        self._lines: list[str] = []
+
+    def add(self, number: int, label: str, kind: int, sock: socket.socket) -> None:
+        """Put a socket into a free slot, unless it is in one already."""
+        present = self._live.setdefault(number, live(self._dispatcher, number))
+        cookie = socket_identity(sock)
+        domain, protocol = kind_name(kind)
+        where = f"{label} {domain} {protocol} sk:{cookie:x} ({describe(sock)})"
+        if any(of == kind and one == cookie for (of, _), one in present.items()):
+            self._lines.append(f"{where} is registered already")
+            return
+        slot = next((one for one in range(SLOTS) if (kind, one) not in present), None)
+        if slot is None:
+            raise SetupError(
+                f"{label} has {SLOTS} {domain} {protocol} sockets, which is all that fit: "
+                "nothing was registered; unregister it first, or use another label"
+            )
+        key = U32.pack(slot_index(number, kind, slot))
+        self._insert(key, sock)
+        present[kind, slot] = cookie
+        self._counts[number][kind] = max(self._counts[number][kind], slot + 1)
+        self._lines.append(f"registered {where}")
+
+    def _insert(self, key: bytes, sock: socket.socket) -> None:
+        value = sock.fileno().to_bytes(8, "little")
+        try:
+            libbpf.update(self._sockets, key, value, describe(sock))
+        except OSError as error:
+            if error.errno in (errno.EOPNOTSUPP, errno.EINVAL, errno.EBUSY):
+                raise SetupError(f"{describe(sock)} cannot be registered: {error}") from None
+            raise
+        self._filled.append(key)
+
+    def undo(self) -> None:
+        """Empty again what was filled."""
+        for key in self._filled:
+            libbpf.delete(self._sockets, key, "slot")
+
+    def commit(self) -> list[str]:
+        """Let packets meet the new sockets; return what there is to say."""
+        for number, counts in self._counts.items():
+            label, before = self._rows[number]
+            if tuple(counts) != before:
+                self._dispatcher.write_destination(number, label, tuple(counts))
+        return self._lines
+
+
+def unregister(dispatcher: Dispatcher, label: str, kind: int) -> int:
+    """Empty all slots of a destination; return how many had a live socket."""
+    found = {row[0]: number for number, row in dispatcher.destinations().items()}
+    number = found.get(label)
+    alive = {} if number is None else live(dispatcher, number)
+    slots = [slot for of, slot in alive if of == kind]
+    if number is None or not slots:
+        raise SetupError(f"{label} has no {' '.join(kind_name(kind))} socket: see dispatch status")
+    counts = list(dispatcher.destinations()[number][1])
+    counts[kind] = 0
+    dispatcher.write_destination(number, label, tuple(counts))  # the one step that counts
+    for slot in slots:
+        key = U32.pack(slot_index(number, kind, slot))
+        libbpf.delete(dispatcher.descriptor("sockets"), key, f"slot of {label}")
+    return len(slots)
+
+
+def socket_identity(sock: socket.socket) -> int:
+    """Return the number by which the kernel tells sockets apart, for as long as it runs."""
+    return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8), "little")
+
+
+# -- another process's sockets ---------------------------------------------------------
+
+
+class Rule:
+    """Which of a process's sockets get which label.  No address: any; no port: any."""
+
+    __slots__ = ("address", "label", "port", "protocol")
+
+    def __init__(self, label: str, protocol: str, address: str | None, port: int | None) -> None:
+        self.label = label
+        self.protocol = protocol
+        self.address = address
+        self.port = port
+
+    def matches(self, sock: socket.socket) -> bool:
+        """Whether a socket is meant."""
+        kind = socket.SOCK_DGRAM if self.protocol == "udp" else socket.SOCK_STREAM
+        if sock.type != kind or sock.family not in (socket.AF_INET, socket.AF_INET6):
+            return False
+        host, port = sock.getsockname()[:2]
+        return self.address in (None, host) and self.port in (None, port)
+
+    def __str__(self) -> str:
+        return f"{self.protocol} {self.address or '*'} {self.port or '*'}"
+
+
+def take_from(pid: int, rules: "Sequence[Rule]") -> list[tuple[str, socket.socket]]:
+    """Return copies of the sockets of a process that the rules name, each with its label.
+
+    A socket that several of its descriptors share comes once.  Connections of a
+    server are passed over: they have their listener's address.  The caller
+    closes what is returned.  Raises SetupError when a rule finds nothing.
+    """
+    chosen: list[tuple[str, socket.socket]] = []
+    missing = set(rules)
+    known: set[int] = set()
+    for sock in _sockets_of(pid):
+        rule = next((one for one in rules if one.matches(sock)), None)
+        if rule is None or _connected(sock) or socket_identity(sock) in known:
+            sock.close()
+            continue
+        known.add(socket_identity(sock))
+        missing.discard(rule)
+        chosen.append((rule.label, sock))
+    if missing:
+        for _, sock in chosen:
+            sock.close()
+        raise SetupError(
+            f"process {pid} has no socket for {', '.join(sorted(map(str, missing)))}: "
+            "is it bound yet? (Type=notify tells when)"
+        )
+    return chosen
+
+
+def _sockets_of(pid: int) -> "Iterator[socket.socket]":
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError as error:
+        raise SetupError(f"process {pid}: {error.strerror}") from None
+    try:
+        for name in sorted(os.listdir(f"/proc/{pid}/fd"), key=int):
+            try:
+                if not os.readlink(f"/proc/{pid}/fd/{name}").startswith("socket:"):
+                    continue
+                descriptor = libbpf.take_descriptor(pidfd, int(name))
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.EBADF):
+                    raise
+                continue  # closed since
+            yield socket.socket(fileno=descriptor)
+    finally:
+        os.close(pidfd)
+
+
+def read_pid(text: str) -> int:
+    """Return a process id: a number, or the path of a file that has it."""
+    if text.isascii() and text.isdigit():
+        return int(text)
+    try:
+        with open(text) as file:
+            number = file.read().strip()
+    except OSError as error:
+        raise SetupError(
+            f"{text!r} is not a process id, nor a pid file: {error.strerror}"
+        ) from None
+    if not (number.isascii() and number.isdigit()):
+        raise SetupError(f"{text}: {number[:20]!r} is not a process id")
+    return int(number)

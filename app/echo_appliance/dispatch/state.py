@@ -1,0 +1,385 @@
+"""Where a dispatcher lives: its pins under a bpffs, one directory per network namespace.
+
+    BPFFS/echo-appliance/lock/          0700: a lock that only its owner can take
+    BPFFS/echo-appliance/COOKIE/        0750: link program bindings trie settings ...
+    BPFFS/echo-appliance/new-COOKIE/    being built; litter, if nobody holds the lock
+
+The kernel's state is the truth: there is no daemon and no other file.  Every
+change is one step of the kernel (a rename, a pointer, a key), so whoever is
+killed at any point leaves the old or the new.  Between such a step and the
+renaming of the pin that belongs to it, a pin's name ends in -new; whoever
+takes the lock next finishes that (`_heal`) or undoes it.
+
+A namespace is known by its cookie, which is never given twice; its inode is.
+Readers take no lock: what they read is replaced whole.
+"""
+
+import errno
+import fcntl
+import os
+import socket
+import time
+
+from ..errors import SetupError, say
+from . import libbpf
+from .layout import DESTINATION, KEY, LAYOUT, SETTINGS, U32, U64, VALUE
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    Row = tuple[str, tuple[int, ...]]
+
+NAME = "echo-appliance"
+MAPS = ("bindings", "settings", "destinations", "sockets", "counters", "explained")
+ZERO = bytes(4)
+_SO_NETNS_COOKIE = 71
+_SELF_NETNS = "/proc/self/ns/net"
+
+
+class Place:
+    """A network namespace, and the directory under a bpffs where its dispatcher is pinned."""
+
+    __slots__ = ("base", "bpffs", "cookie", "netns", "path")
+
+    def __init__(self, bpffs: str, netns: str | None) -> None:
+        """Enter the namespace, if it is another one than ours.  Raises SetupError."""
+        self.netns = _enter(netns)
+        self.bpffs = bpffs
+        self.base = f"{bpffs}/{NAME}"
+        self.cookie = netns_cookie()
+        self.path = f"{self.base}/{self.cookie}"
+
+    def check_bpffs(self) -> None:
+        """Raise SetupError where pins would not be pins."""
+        if _filesystem(self.bpffs) != "bpf":
+            raise SetupError(
+                f"{self.bpffs} is not a bpffs: mount -t bpf bpf {self.bpffs}, or give --bpffs PATH"
+            )
+
+
+def netns_cookie() -> int:
+    """Return the cookie of the network namespace that we are in (Linux 5.14)."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        return socket_cookie(sock)
+
+
+def socket_cookie(sock: socket.socket) -> int:
+    """Return the cookie of the network namespace that a socket belongs to."""
+    try:
+        octets = sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
+    except OSError as error:
+        if error.errno != errno.ENOPROTOOPT:
+            raise
+        raise SetupError(f"dispatch needs Linux 5.14; this is {os.uname().release}") from None
+    cookie: int = U64.unpack(octets)[0]
+    return cookie
+
+
+def _enter(path: str | None) -> int:
+    try:
+        netns = os.open(path or _SELF_NETNS, os.O_RDONLY | os.O_CLOEXEC)
+        if path is not None and not os.path.samestat(os.fstat(netns), os.stat(_SELF_NETNS)):
+            libbpf.enter_netns(netns)
+    except OSError as error:
+        if error.errno == errno.EPERM:
+            raise SetupError(f"--netns {path}: entering it needs CAP_SYS_ADMIN") from None
+        raise SetupError(f"--netns {path}: {error.strerror}") from None
+    return netns
+
+
+def _filesystem(path: str) -> str:
+    """Return the type of the file system that a path is on, by /proc/self/mountinfo."""
+    path = os.path.realpath(path)
+    best, kind = "", ""
+    with open("/proc/self/mountinfo") as lines:
+        for line in lines:
+            words, _, rest = line.partition(" - ")
+            mount = words.split()[4]
+            inside = path == mount or path.startswith(mount.rstrip("/") + "/")
+            if inside and len(mount) >= len(best):  # of mounts on each other, the last is seen
+                best, kind = mount, rest.split()[0]
+    return kind
+
+
+class Lock:
+    """Of all dispatch commands on one bpffs, one changes things at a time."""
+
+    def __init__(self, place: Place, wait: float) -> None:
+        self._path = f"{place.base}/lock"
+        self._wait = wait
+        self._descriptor = -1
+
+    def __enter__(self) -> "Lock":
+        os.makedirs(os.path.dirname(self._path), mode=0o755, exist_ok=True)
+        try:
+            # Nobody else can open it, so nobody who may only read can make writers wait.
+            os.mkdir(self._path, 0o700)
+        except FileExistsError:
+            pass
+        self._descriptor = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        deadline = time.monotonic() + self._wait
+        while not self._try():
+            if time.monotonic() > deadline:
+                os.close(self._descriptor)
+                raise SetupError(
+                    f"another dispatch command has held {self._path} for {self._wait:g} s: "
+                    f"let it end (fuser {self._path} names it), or give --wait SECONDS"
+                )
+            time.sleep(0.01)
+        return self
+
+    def _try(self) -> bool:
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._descriptor)
+
+
+class Settings:
+    """The value of the settings map."""
+
+    __slots__ = ("capacity", "layout", "local_ports", "sizes", "source")
+
+    def __init__(self, octets: bytes) -> None:
+        layout, *sizes, low, high, source, capacity = SETTINGS.unpack(octets)
+        self.layout = layout
+        self.sizes = sizes
+        self.local_ports = (low, high)
+        self.source = source  # digest of the file in force; zeroes: unknown
+        self.capacity = capacity
+
+    def pack(self) -> bytes:
+        """Return it as the kernel has it."""
+        return SETTINGS.pack(
+            self.layout, *self.sizes, *self.local_ports, self.source, self.capacity
+        )
+
+
+def new_settings(capacity: int) -> Settings:
+    """Return the settings of an empty dispatcher in this network namespace."""
+    fresh = Settings(bytes(SETTINGS.size))
+    fresh.layout = LAYOUT
+    fresh.local_ports = read_local_ports()
+    fresh.capacity = capacity
+    return fresh
+
+
+def read_local_ports() -> tuple[int, int]:
+    """Return the first and last port that this namespace gives to clients."""
+    with open("/proc/sys/net/ipv4/ip_local_port_range") as text:
+        low, high = text.read().split()
+    return int(low), int(high)
+
+
+class Dispatcher:
+    """What is pinned for one namespace.  Owns descriptors of it, opened when they are needed."""
+
+    def __init__(self, place: Place, write: bool) -> None:
+        """Open it.  Raises SetupError when there is none, or when it is not one that we know.
+
+        To write, hold the lock.
+        """
+        self.place = place
+        self._write = write
+        self._open: dict[str, int] = {}
+        self._check_loaded()
+        self._check_known()
+        if write:
+            self._heal()
+
+    # -- is it there, and is it ours ------------------------------------------------
+
+    def _check_loaded(self) -> None:
+        try:
+            # Without its link it is a load or unload that was killed: not there (any more).
+            loaded = "link" in os.listdir(self.place.path)
+        except FileNotFoundError:
+            loaded = False
+        except PermissionError:
+            raise SetupError(
+                f"{self.place.path} is closed to this user: run as its owner or in its group"
+            ) from None
+        if not loaded:
+            self.place.check_bpffs()
+            raise SetupError(
+                "no dispatcher is loaded in this network namespace "
+                f"(under {self.place.base}): run dispatch load"
+            )
+
+    def _check_known(self) -> None:
+        _, _, octets, _ = libbpf.map_info(self.descriptor("settings"))
+        layout = LAYOUT
+        if octets == SETTINGS.size:
+            layout = self.settings().layout
+        if octets != SETTINGS.size or layout != LAYOUT:
+            raise SetupError(
+                f"the dispatcher in {self.place.path} is of another version (layout {layout}, "
+                f"{octets} octets; this is {LAYOUT}, {SETTINGS.size}): use that version, "
+                "or unload and load"
+            )
+        if self._write:
+            self._check_program()
+
+    def _check_program(self) -> None:
+        ours = [libbpf.program_info(self.descriptor("program"))[0]]
+        if self._exists("program-new"):
+            ours.append(libbpf.program_info(self.descriptor("program-new"))[0])
+        attached, netns = libbpf.link_info(self.descriptor("link"))
+        if not netns:
+            raise SetupError(f"{self.place.path} belongs to a namespace that is gone: unload it")
+        if attached not in ours:
+            raise SetupError(
+                f"program {attached} is attached in place of the one pinned in {self.place.path}: "
+                "someone else replaced it; unload and load"
+            )
+
+    # -- pins ---------------------------------------------------------------------------
+
+    def descriptor(self, name: str) -> int:
+        """Return the descriptor of a pin (borrowed)."""
+        if name not in self._open:
+            readonly = not (self._write or name in ("link", "program", "program-new"))
+            path = f"{self.place.path}/{name}"
+            self._open[name] = libbpf.open_pin(path, readonly)
+        return self._open[name]
+
+    def adopt(self, name: str, descriptor: int) -> None:
+        """Pin a new object as NAME-new and keep its descriptor; settle() gives it its name."""
+        pin_for_group(descriptor, f"{self.place.path}/{name}-new", readable=name == "trie")
+        self._open[f"{name}-new"] = descriptor
+
+    def settle(self, name: str) -> None:
+        """Let NAME-new take the place of NAME: it is in force."""
+        os.rename(f"{self.place.path}/{name}-new", f"{self.place.path}/{name}")
+        self._forget(name)
+        if f"{name}-new" in self._open:
+            self._open[name] = self._open.pop(f"{name}-new")
+
+    def drop(self, name: str) -> None:
+        """Undo adopt()."""
+        os.unlink(f"{self.place.path}/{name}-new")
+        self._forget(f"{name}-new")
+
+    def _forget(self, name: str) -> None:
+        if name in self._open:
+            os.close(self._open.pop(name))
+
+    def _exists(self, name: str) -> bool:
+        return os.path.exists(f"{self.place.path}/{name}")
+
+    def _heal(self) -> None:
+        """Finish or undo what someone who was killed began."""
+        if self._exists("program-new"):
+            attached, _ = libbpf.link_info(self.descriptor("link"))
+            new, _ = libbpf.program_info(self.descriptor("program-new"))
+            self._finish("program", attached == new)
+        if self._exists("trie-new"):
+            new = libbpf.map_info(self.descriptor("trie-new"))[0]
+            self._finish("trie", self._trie_id() == new)
+
+    def _finish(self, name: str, in_force: bool) -> None:
+        say(f"dispatch: a command was killed here; {'finishing' if in_force else 'undoing'} it")
+        if in_force:
+            self.settle(name)
+        else:
+            self.drop(name)
+
+    def _trie_id(self) -> int:
+        octets = libbpf.lookup(self.descriptor("bindings"), ZERO, 4)
+        number: int = U32.unpack(octets or ZERO)[0]
+        return number
+
+    def trie(self) -> int:
+        """Return the descriptor of the trie in force (borrowed)."""
+        if not self._write and self._exists("trie-new"):
+            # Someone is replacing it, or was killed: which one is it by now?
+            try:
+                new = libbpf.map_info(self.descriptor("trie-new"))[0]
+            except FileNotFoundError:
+                return self.descriptor("trie")
+            if new == self._trie_id():
+                return self.descriptor("trie-new")
+        return self.descriptor("trie")
+
+    def close(self) -> None:
+        """Close all descriptors.  What is pinned goes on."""
+        for name in tuple(self._open):
+            self._forget(name)
+
+    def __enter__(self) -> "Dispatcher":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- contents -----------------------------------------------------------------------
+
+    def settings(self) -> Settings:
+        """Read the settings."""
+        octets = libbpf.lookup(self.descriptor("settings"), ZERO, SETTINGS.size)
+        return Settings(octets or bytes(SETTINGS.size))
+
+    def write_settings(self, settings: Settings) -> None:
+        """Write the settings."""
+        libbpf.update(self.descriptor("settings"), ZERO, settings.pack(), "settings")
+
+    def table(self) -> "Iterator[tuple[bytes, bytes]]":
+        """Yield the keys and values of the trie in force."""
+        return libbpf.read_all(self.trie(), KEY.size, VALUE.size, "bindings")
+
+    def destinations(self) -> "dict[int, Row]":
+        """Return label and slots per kind of each destination, by number."""
+        found: dict[int, Row] = {}
+        octets = (4, DESTINATION.size)
+        for key, value in libbpf.read_all(self.descriptor("destinations"), *octets, "labels"):
+            label, *slots = DESTINATION.unpack(value)
+            if label[0]:
+                number = U32.unpack(key)[0]
+                found[number] = (label.rstrip(b"\0").decode(), tuple(slots))
+        return found
+
+    def write_destination(self, number: int, label: str, slots: "tuple[int, ...]") -> None:
+        """Give a destination its label, and how many of its slots are looked at."""
+        value = DESTINATION.pack(label.encode(), *slots)
+        key = U32.pack(number)
+        libbpf.update(self.descriptor("destinations"), key, value, f"label {label}")
+
+
+def pin_for_group(descriptor: int, path: str, readable: bool) -> None:
+    """Pin an object; a map may be read by its group, which bpffs directories hand down."""
+    libbpf.pin(descriptor, path)
+    os.chmod(path, 0o640 if readable else 0o600)
+
+
+def remove(path: str) -> None:
+    """Remove a dispatcher's directory.  Its link goes first: from there on it is not there."""
+    for name in sorted(os.listdir(path), key=lambda name: name != "link"):
+        os.unlink(f"{path}/{name}")
+    os.rmdir(path)
+
+
+def sweep(base: str) -> None:
+    """Remove what killed commands left, and dispatchers of namespaces that are gone.
+
+    To be called with the lock: so whatever is not whole has no owner.
+    """
+    for name in os.listdir(base):
+        path = f"{base}/{name}"
+        if name != "lock" and (name.startswith("new-") or _is_dead(path)):
+            remove(path)
+
+
+def _is_dead(path: str) -> bool:
+    try:
+        link = libbpf.open_pin(f"{path}/link")
+    except FileNotFoundError:
+        return True
+    try:
+        return libbpf.link_info(link)[1] == 0
+    finally:
+        os.close(link)

@@ -1,0 +1,165 @@
+"""A private network namespace and bpffs for one test, and the dispatch commands in it.
+
+The test's own thread moves there, so what it opens and starts is there, too.  With the thread's
+return nothing is left: the mount goes with its namespace, the namespace with its last socket.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from echo_appliance.dispatch.state import Dispatcher, Lock, Place
+
+CLONE_NEWNS, CLONE_NEWNET = 0x20000, 0x40000000  # include/uapi/linux/sched.h
+MS_REC, MS_PRIVATE = 0x4000, 0x40000  # include/uapi/linux/mount.h
+COMMAND = (sys.executable, "-m", "echo_appliance", "dispatch")
+DEADLINE = 20.0
+
+# LISTEN_PID must be the process that takes the sockets: this stub becomes the command.
+_STUB = """
+import os, sys
+os.environ["LISTEN_PID"] = str(os.getpid())
+os.execv(sys.executable, [sys.executable, "-m", "echo_appliance", *sys.argv[1:]])
+"""
+
+
+class Done:
+    """A command that has ended."""
+
+    def __init__(self, process: subprocess.CompletedProcess[str]) -> None:
+        self.status = process.returncode
+        self.out = process.stdout
+        self.err = process.stderr
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+class Space:
+    """Where one test lives."""
+
+    def __init__(self, bpffs: Path) -> None:
+        self.bpffs = bpffs
+        self._sockets: list[socket.socket] = []
+
+    # -- commands ------------------------------------------------------------------
+
+    def command(self, *words: str) -> list[str]:
+        """Return the argv of a dispatch command here."""
+        return [*COMMAND, "--bpffs", str(self.bpffs), *words]
+
+    def run(self, *words: str, stdin: str | None = None) -> Done:
+        """Run a dispatch command, whatever comes of it."""
+        return Done(
+            subprocess.run(
+                self.command(*words), input=stdin, capture_output=True, text=True,
+                timeout=DEADLINE, check=False,
+            )
+        )  # fmt: skip
+
+    def ok(self, *words: str, stdin: str | None = None) -> Done:
+        """Run a dispatch command that must work."""
+        done = self.run(*words, stdin=stdin)
+        assert done.status == 0, f"{words}: {done.err}"
+        return done
+
+    def fails(self, *words: str, stdin: str | None = None) -> str:
+        """Run a dispatch command that must fail, in one line; return the line."""
+        done = self.run(*words, stdin=stdin)
+        assert done.status in (1, 2), f"{words}: {done.status} {done.out}{done.err}"
+        assert done.err.count("\n") == 1, done.err
+        assert not done.out
+        return done.err
+
+    def register(self, *passed: tuple[str, socket.socket], label: str = "") -> Done:
+        """Run `register` with inherited sockets, by their descriptor names."""
+        names = ":".join(name for name, _ in passed)
+        words = self.command("register", *([label] if label else []))[3:]
+        numbers = [sock.fileno() for _, sock in passed]
+        environment = {**os.environ, "LISTEN_FDS": str(len(passed)), "LISTEN_FDNAMES": names}
+
+        def place() -> None:  # to 3 and up, by way of numbers that are free
+            high = [os.dup2(number, 100 + index) for index, number in enumerate(numbers)]
+            for index, number in enumerate(high):
+                os.dup2(number, 3 + index)
+
+        return Done(
+            subprocess.run(
+                [sys.executable, "-c", _STUB, *words], env=environment,
+                preexec_fn=place, pass_fds=range(3, 3 + len(passed)), capture_output=True,
+                text=True, timeout=DEADLINE, check=False,
+            )
+        )  # fmt: skip
+
+    def run_tool(self, *words: str) -> None:
+        """Run a program of the system."""
+        subprocess.run(words, check=True, capture_output=True, timeout=DEADLINE)
+
+    # -- sockets ---------------------------------------------------------------------
+
+    def keep(self, sock: socket.socket) -> socket.socket:
+        """Close a socket after the test."""
+        self._sockets.append(sock)
+        return sock
+
+    def tcp(self, address: str = "127.0.0.1", port: int = 0, **options: Any) -> socket.socket:
+        """Return a listening TCP socket."""
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        return self.keep(socket.create_server((address, port), family=family, **options))
+
+    def udp(self, address: str = "127.0.0.1", port: int = 0) -> socket.socket:
+        """Return a bound UDP socket."""
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        sock = self.keep(socket.socket(family, socket.SOCK_DGRAM))
+        sock.bind((address, port))
+        return sock
+
+    # -- the kernel's word ---------------------------------------------------------------
+
+    @contextmanager
+    def dispatcher(self) -> Iterator[Dispatcher]:
+        """Open the state in this process, to write."""
+        place = Place(str(self.bpffs), None)
+        with Lock(place, 5), Dispatcher(place, write=True) as opened:
+            yield opened
+        os.close(place.netns)
+
+    def close(self) -> None:
+        for sock in self._sockets:
+            sock.close()
+
+
+@contextmanager
+def private_space() -> Iterator[Space]:
+    """Move this thread to a fresh space, and back."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    home = [os.open(f"/proc/thread-self/ns/{kind}", os.O_RDONLY) for kind in ("net", "mnt")]
+    with tempfile.TemporaryDirectory(prefix="dispatch-") as folder:
+        check(libc.unshare(CLONE_NEWNS | CLONE_NEWNET))
+        space = Space(Path(folder))
+        try:
+            check(libc.mount(None, b"/", None, MS_REC | MS_PRIVATE, None))
+            check(libc.mount(b"bpf", folder.encode(), b"bpf", 0, None))
+            subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+            yield space
+        finally:
+            space.close()
+            for number in home:
+                check(libc.setns(number, 0))
+                os.close(number)
+
+
+def check(result: int) -> None:
+    if result < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
