@@ -356,3 +356,36 @@ def metrics(options: "Options") -> int:
     with _read(options) as dispatcher:
         sys.stdout.write(metrics_text(dispatcher))
     return 0
+
+
+def explain(options: "Options") -> int:
+    """Say which binding wins a packet, and which socket takes it."""
+    from .explain import Packet
+    from .explain import explain as explained
+
+    parser = _parser(options, "Which binding wins, why, and who takes it.", "tcp|udp ADDR PORT")
+    parser.add("--json", default=False, help="write JSON")
+    parser.add("--source", metavar="ADDR,PORT", help="where the packet comes from")
+    asked = _parse(parser, options, 3, 3)
+    protocol, address, port = asked.words
+    family, octets = parse_address(address)
+    number, _ = parse_ports(port)
+    kind = PROTOCOLS.index(parse_protocol(protocol)) << 1 | family
+    packet = Packet(kind, octets, number)
+    if asked.source:
+        packet.remote, packet.remote_port = _source(asked.source, family)
+    with _read(options) as dispatcher:
+        answer = explained(dispatcher, packet)
+    if asked.json:
+        _write_json(answer.as_json())
+    else:
+        sys.stdout.write(answer.as_text())
+    return 0
+
+
+def _source(text: str, family: int) -> tuple[bytes, int]:
+    address, _, port = text.rpartition(",")
+    remote_family, remote = parse_address(address)
+    if remote_family != family:
+        raise ParseError(f"--source {text}: a packet has one family")
+    return remote, parse_ports(port)[0]

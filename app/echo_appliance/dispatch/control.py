@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
 OBJECT = os.path.join(os.path.dirname(__file__), "dispatch.bpf.o")
 PROGRAM = "echo_dispatch"
+EXPLAIN = "echo_explain"  # the same, but counts nothing and tells what it found
 CAPACITY = 4_194_304  # keys in a trie; memory is taken as it fills: about 100 octets each
 _CHUNK = 16384
 
@@ -100,6 +101,7 @@ def _build(place: Place, path: str, settings: Settings) -> None:
         for name in MAPS:
             pin_for_group(loaded.map(name), f"{path}/{name}", readable=True)
         pin_for_group(loaded.program(PROGRAM), f"{path}/program", readable=False)
+        pin_for_group(loaded.program(EXPLAIN), f"{path}/explain", readable=False)
         link = libbpf.attach(loaded.program(PROGRAM), place.netns)
         try:
             # From here on packets meet it, which changes nothing: no bindings, no verdict.
@@ -137,13 +139,15 @@ def upgrade(dispatcher: Dispatcher) -> tuple[int, int]:
     """Replace the program by ours, maps and bindings kept; return both programs' ids."""
     loaded = load_object({name: dispatcher.descriptor(name) for name in MAPS})
     try:
-        program = os.dup(loaded.program(PROGRAM))
+        program, explain = os.dup(loaded.program(PROGRAM)), os.dup(loaded.program(EXPLAIN))
     finally:
         loaded.close()
     old, _ = libbpf.link_info(dispatcher.descriptor("link"))
     dispatcher.adopt("program", program)
+    dispatcher.adopt("explain", explain)
     libbpf.update_link(dispatcher.descriptor("link"), program)
     dispatcher.settle("program")
+    dispatcher.settle("explain")
     return old, libbpf.program_info(program)[0]
 
 

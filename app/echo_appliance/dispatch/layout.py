@@ -23,7 +23,6 @@ SLOTS = 32
 FIXED_BITS = 48
 RECORD = 0x80  # added to the kind in the key of a record
 RECORDS_IN_USE = 1 << 31  # in sizes[kind], beside the bits of block sizes
-EXPLAIN_INTERFACE = 0xFFFFFFFF
 
 ON_MISS_PASS = 1
 SPARE_LOCAL = 2

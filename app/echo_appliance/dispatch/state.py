@@ -1,7 +1,7 @@
 """Where a dispatcher lives: its pins under a bpffs, one directory per network namespace.
 
     BPFFS/echo-appliance/lock/          0700: a lock that only its owner can take
-    BPFFS/echo-appliance/COOKIE/        0750: link program bindings trie settings ...
+    BPFFS/echo-appliance/COOKIE/        0750: link program explain bindings trie ...
     BPFFS/echo-appliance/new-COOKIE/    being built; litter, if nobody holds the lock
 
 The kernel's state is the truth: there is no daemon and no other file.  Every
@@ -20,7 +20,7 @@ import os
 import socket
 import time
 
-from ..errors import SetupError, say
+from ..errors import SetupError
 from . import libbpf
 from .layout import DESTINATION, KEY, LAYOUT, SETTINGS, U32, U64, VALUE
 
@@ -243,7 +243,7 @@ class Dispatcher:
     def descriptor(self, name: str) -> int:
         """Return the descriptor of a pin (borrowed)."""
         if name not in self._open:
-            readonly = not (self._write or name in ("link", "program", "program-new"))
+            readonly = not (self._write or name.startswith(("link", "program", "explain")))
             path = f"{self.place.path}/{name}"
             self._open[name] = libbpf.open_pin(path, readonly)
         return self._open[name]
@@ -276,14 +276,17 @@ class Dispatcher:
         """Finish or undo what someone who was killed began."""
         if self._exists("program-new"):
             attached, _ = libbpf.link_info(self.descriptor("link"))
-            new, _ = libbpf.program_info(self.descriptor("program-new"))
-            self._finish("program", attached == new)
+            in_force = attached == libbpf.program_info(self.descriptor("program-new"))[0]
+            if not in_force and self._exists("explain-new"):
+                self._finish("explain", False)
+            self._finish("program", in_force)
+        if self._exists("explain-new"):
+            self._finish("explain", True)  # its twin got there
         if self._exists("trie-new"):
             new = libbpf.map_info(self.descriptor("trie-new"))[0]
             self._finish("trie", self._trie_id() == new)
 
     def _finish(self, name: str, in_force: bool) -> None:
-        say(f"dispatch: a command was killed here; {'finishing' if in_force else 'undoing'} it")
         if in_force:
             self.settle(name)
         else:
