@@ -20,8 +20,8 @@ LABELS = ("a", "b", "c", "d")
 
 # Few addresses and ports, close together, so that prefixes nest and ranges overlap.
 ADDRESSES = (
-    st.integers(0, 15).map(lambda last: bytes([127, 1, 0, last])),
-    st.integers(0, 15).map(lambda last: bytes([0x20, 0x01, 0x0D, 0xB8, *bytes(11), last])),
+    st.integers(0, 3).map(lambda last: bytes([127, 1, 0, last])),
+    st.integers(0, 3).map(lambda last: bytes([0x20, 0x01, 0x0D, 0xB8, *bytes(11), last])),
 )
 LENGTHS = (
     st.sampled_from([0, 8, 24, 28, 30, 31, 32]),
@@ -71,6 +71,28 @@ def test_dispatch_model_and_kernel_choose_the_same_binding(space: Space) -> None
                 decision = ask_kernel(dispatcher, packet)
                 expected = None if won is None else (won.prefix, won.low, won.high)
                 assert (decision.winner and decision.winner[:3]) == expected
+
+        agree()
+
+
+def test_dispatch_model_and_kernel_agree_on_every_port_of_overlapping_ranges(space: Space) -> None:
+    network = (0, bytes([127, 1, 0, 1]), 32)
+    widths = st.sampled_from([0, 2, 5, 5, 12])
+    ranges = st.tuples(st.integers(1, 30), widths).map(lambda pair: (pair[0], sum(pair)))
+    with space.dispatcher() as dispatcher:
+
+        @settings(
+            max_examples=60, deadline=None,
+            suppress_health_check=[HealthCheck.function_scoped_fixture],
+        )  # fmt: skip
+        @given(st.lists(ranges, min_size=2, max_size=6, unique=True))
+        def agree(listed: list[tuple[int, int]]) -> None:
+            chosen = [Binding("a", "tcp", network, ports) for ports in listed]
+            control.replace(dispatcher, chosen)
+            for port in range(1, 45):
+                won = winner(chosen, 0, network[1], port)
+                found = ask_kernel(dispatcher, Packet(0, network[1], port)).winner
+                assert (found and found[1:3]) == (won and (won.low, won.high))
 
         agree()
 
