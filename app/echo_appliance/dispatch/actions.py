@@ -210,6 +210,46 @@ def bindings(options: "Options") -> int:
     return 0
 
 
+def load_bindings(options: "Options") -> int:
+    """Replace all bindings by a file's."""
+    from . import bulk
+
+    parser = _parser(options, "Replace all bindings by a file's, in one step.", "FILE|-")
+    parser.add("--dry-run", default=False, help="only say what would change")
+    parser.add("--json", default=False, help="with --dry-run, write JSON")
+    asked = _parse(parser, options, 1, 1)
+    [path] = asked.words
+    octets = bulk.read_source(path)
+    place = _place(options)
+    if asked.dry_run:
+        with Dispatcher(place, write=False) as dispatcher:
+            _show_preview(*bulk.preview(dispatcher, path, octets), asked.json)
+        return 0
+    import gc
+
+    gc.disable()  # nothing here is garbage, and looking for it costs a third of the time
+    with _lock(options, place), Dispatcher(place, write=True) as dispatcher:
+        count = bulk.load_bindings(dispatcher, path, octets)
+    say(f"dispatch: {path}: " + ("unchanged" if count is None else f"{count} keys in force"))
+    return 0
+
+
+def _show_preview(gone: list[Binding], come: list[Binding], as_json: bool) -> None:
+    from .status import binding_data
+
+    if as_json:
+        data = {"remove": gone, "add": come}
+        _write_json({key: [binding_data(one) for one in found] for key, found in data.items()})
+    else:
+        sys.stdout.writelines(f"- {_in_full(one)}\n" for one in gone)
+        sys.stdout.writelines(f"+ {_in_full(one)}\n" for one in come)
+
+
+def _in_full(binding: Binding) -> str:
+    options = " on-miss pass" if binding.on_miss_pass else ""
+    return f"{binding}{options}" + (" ephemeral" if binding.ephemeral else "")
+
+
 def _overlapping(entries: "list[Entry]", words: list[str]) -> "list[Entry]":
     protocol, prefix, port = [*words, *("any", "", "0")[len(words) :]]
     _one_of(protocol, (*PROTOCOLS, "any"), "a protocol")
@@ -332,6 +372,9 @@ def status(options: "Options") -> int:
     parser.add("--json", default=False, help="write JSON")
     asked = _parse(parser, options)
     with _read(options) as dispatcher:
+        if others := view.others(dispatcher):
+            ids = ", ".join(map(str, others))
+            say(f"dispatch: warning: another sk_lookup program ({ids}) is attached here, too")
         bound = control.entries(dispatcher)
         rows = view.destinations(dispatcher, bound)
         if asked.json:

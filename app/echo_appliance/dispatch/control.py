@@ -9,6 +9,7 @@ import os
 from ..errors import SetupError, say
 from . import libbpf
 from .layout import (
+    COUNTERS,
     DESTINATIONS,
     FIXED_BITS,
     KEY,
@@ -44,7 +45,7 @@ from .state import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 OBJECT = os.path.join(os.path.dirname(__file__), "dispatch.bpf.o")
 PROGRAM = "echo_dispatch"
@@ -199,11 +200,11 @@ def _bind_in_place(dispatcher: Dispatcher, settings: Settings, binding: Binding)
     try:
         libbpf.update(dispatcher.trie(), key, pack_value(binding, number), str(binding))
     except OSError as error:
-        raise _full(settings) if error.errno == errno.ENOSPC else error from None
+        raise full(settings) if error.errno == errno.ENOSPC else error from None
     return True
 
 
-def _full(settings: Settings) -> SetupError:
+def full(settings: Settings) -> SetupError:
     return SetupError(
         f"the table of bindings is full ({settings.capacity} keys): nothing was changed; "
         "unbind some, or unload and load --capacity more"
@@ -252,18 +253,14 @@ def replace(dispatcher: Dispatcher, bindings: "Iterable[Binding]") -> None:
     """Put these bindings in force in place of all others, in one step; hits start from 0."""
     labels = Labels(dispatcher)
     table: Table = {}
-    add_all(table, ((one, pack_value(one, labels.number(one.label))) for one in bindings))
-    replace_table(dispatcher, table)
-
-
-def replace_table(dispatcher: Dispatcher, table: Table) -> None:
-    """The same for keys and values."""
+    add_all(table, ((one, pack_value(one, labels.plan(one.label))) for one in bindings))
     settings = dispatcher.settings()
     if len(table) > settings.capacity:
-        raise _full(settings)
+        raise full(settings)
     trie = new_trie(settings.capacity)
     try:
         fill(trie, table)
+        labels.write()
     except OSError:
         os.close(trie)
         raise
@@ -301,7 +298,8 @@ class Labels:
     """Label -> number of its destination.  A number is only given again when nothing has it.
 
     A label that is bound or has a socket keeps its number; one that has neither
-    loses it when numbers run out, with its counters.
+    loses it when numbers run out, with its counters.  A label that is written
+    and not used (yet) is harmless: nobody sees it.
     """
 
     def __init__(self, dispatcher: Dispatcher) -> None:
@@ -309,16 +307,34 @@ class Labels:
         self._rows = dispatcher.destinations()
         self._numbers = {row[0]: number for number, row in self._rows.items()}
         self._given: set[int] = set()
+        self._new: list[str] = []
 
-    def number(self, label: str) -> int:
-        """Return a label's number; a new one if it has none.  Raises SetupError if all are used."""
+    def plan(self, label: str) -> int:
+        """Return a label's number, which write() makes true; raise SetupError if all are used."""
         number = self._numbers.get(label)
         if number is None:
             number = self._free()
-            self._dispatcher.write_destination(number, label, (0,) * KINDS)
             self._numbers[label] = number
+            self._new.append(label)
         self._given.add(number)
         return number
+
+    def write(self) -> None:
+        """Give the new labels their numbers in the kernel."""
+        for label in self._new:
+            clear_counters(self._dispatcher, self._numbers[label])
+            self._dispatcher.write_destination(self._numbers[label], label, (0,) * KINDS)
+        self._new.clear()
+
+    def number(self, label: str) -> int:
+        """Return a label's number, also if it is new."""
+        number = self.plan(label)
+        self.write()
+        return number
+
+    def names(self) -> dict[int, str]:
+        """Return the label of each number."""
+        return {number: label for label, number in self._numbers.items()}
 
     def _free(self) -> int:
         taken = set(self._numbers.values())
@@ -334,31 +350,34 @@ class Labels:
         return free
 
     def _collect(self) -> None:
-        """Forget the labels that nothing uses any more."""
+        """Find the labels that nothing uses any more; write() gives their numbers to others."""
         bound = {VALUE.unpack(value)[1] for _, value in self._dispatcher.table()}
         for label, number in tuple(self._numbers.items()):
-            if number not in bound | self._given and not live(self._dispatcher, number):
-                clear(self._dispatcher, number)
+            if number not in bound | self._given and not self._live(number):
                 del self._numbers[label]
 
+    def _live(self, number: int) -> bool:
+        slots = self._rows[number][1] if number in self._rows else ()
+        return bool(live(self._dispatcher, number, slots))
 
-def live(dispatcher: Dispatcher, number: int) -> "dict[tuple[int, int], int]":
+
+def live(
+    dispatcher: Dispatcher, number: int, slots: "Sequence[int]"
+) -> "dict[tuple[int, int], int]":
     """Return the cookies of a destination's sockets that are open, by kind and slot."""
     sockets = dispatcher.descriptor("sockets")
-    slots = dispatcher.destinations()[number][1]
     found = {}
     for kind in range(KINDS):
-        for slot in range(min(slots[kind], SLOTS)):
+        for slot in range(min(slots[kind], SLOTS) if slots else 0):
             cookie = libbpf.lookup(sockets, U32.pack(slot_index(number, kind, slot)), 8)
             if cookie is not None:
                 [found[kind, slot]] = U64.unpack(cookie)
     return found
 
 
-def clear(dispatcher: Dispatcher, number: int) -> None:
-    """Make a destination's number as if it had never been given."""
-    octets = libbpf.possible_cpus() * 24
+def clear_counters(dispatcher: Dispatcher, number: int) -> None:
+    """Let a destination count from 0."""
+    octets = libbpf.possible_cpus() * COUNTERS.size
     for kind in range(KINDS):
         key = U32.pack(number * KINDS + kind)
         libbpf.update(dispatcher.descriptor("counters"), key, bytes(octets), "counters")
-    dispatcher.write_destination(number, "", (0,) * KINDS)

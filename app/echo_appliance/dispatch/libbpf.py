@@ -23,7 +23,8 @@ SK_LOOKUP = 36  # enum bpf_attach_type
 _LPM_TRIE = 11  # enum bpf_map_type
 _NO_PREALLOC = 1  # BPF_F_NO_PREALLOC
 _RDONLY = 8  # BPF_F_RDONLY
-_BATCH = 32768
+_BATCH = 8192
+_BATCH_OCTETS = 1 << 18
 
 _SYSCALL_PIDFD_GETFD = 438  # the same number on every architecture
 
@@ -264,13 +265,14 @@ def update_many(descriptor: int, keys: bytes, values: bytes, count: int, of: str
 
 def read_all(descriptor: int, key: int, value: int, of: str) -> "Iterator[tuple[bytes, bytes]]":
     """Yield every key and value of a map whose octets per key and value are given."""
-    keys = ctypes.create_string_buffer(key * _BATCH)
-    values = ctypes.create_string_buffer(value * _BATCH)
+    batch = min(_BATCH, _BATCH_OCTETS // value)
+    keys = ctypes.create_string_buffer(key * batch)
+    values = ctypes.create_string_buffer(value * batch)
     before: ctypes.Array[ctypes.c_char] | None = None
     after = ctypes.create_string_buffer(max(key, 8))
     result = 0
     while result != -errno.ENOENT:  # which comes with the last ones
-        count = c_uint32(_BATCH)
+        count = c_uint32(batch)
         result = _lib.bpf_map_lookup_batch(
             descriptor, before, after, keys, values, byref(count), None
         )
@@ -288,6 +290,11 @@ def read_all(descriptor: int, key: int, value: int, of: str) -> "Iterator[tuple[
 def possible_cpus() -> int:
     """Return how many values a per-CPU map has for each key."""
     return _check(_lib.libbpf_num_possible_cpus(), "count", "the possible CPUs")
+
+
+def close(descriptor: int) -> None:
+    """Give a descriptor back."""
+    os.close(descriptor)
 
 
 # -- not BPF, but ctypes ------------------------------------------------------------------

@@ -109,7 +109,9 @@ class _Plan:
 
     def add(self, number: int, label: str, kind: int, sock: socket.socket) -> None:
         """Put a socket into a free slot, unless it is in one already."""
-        present = self._live.setdefault(number, live(self._dispatcher, number))
+        if number not in self._live:
+            self._live[number] = live(self._dispatcher, number, self._rows[number][1])
+        present = self._live[number]
         cookie = socket_identity(sock)
         domain, protocol = kind_name(kind)
         where = f"{label} {domain} {protocol} sk:{cookie:x} ({describe(sock)})"
@@ -154,13 +156,13 @@ class _Plan:
 
 def unregister(dispatcher: Dispatcher, label: str, kind: int) -> int:
     """Empty all slots of a destination; return how many had a live socket."""
-    found = {row[0]: number for number, row in dispatcher.destinations().items()}
-    number = found.get(label)
-    alive = {} if number is None else live(dispatcher, number)
+    rows = dispatcher.destinations()
+    number = {row[0]: number for number, row in rows.items()}.get(label)
+    alive = {} if number is None else live(dispatcher, number, rows[number][1])
     slots = [slot for of, slot in alive if of == kind]
     if number is None or not slots:
         raise SetupError(f"{label} has no {' '.join(kind_name(kind))} socket: see dispatch status")
-    counts = list(dispatcher.destinations()[number][1])
+    counts = list(rows[number][1])
     counts[kind] = 0
     dispatcher.write_destination(number, label, tuple(counts))  # the one step that counts
     for slot in slots:

@@ -42,8 +42,8 @@ def destinations(dispatcher: Dispatcher, bound: "Iterable[Entry]") -> list[Desti
     for entry in bound:
         if (row := rows.get((entry.destination, entry.binding.kind))) is not None:
             row.bindings += 1
-    for number in labels:
-        for (kind, _), cookie in live(dispatcher, number).items():
+    for number, (_, slots) in labels.items():
+        for (kind, _), cookie in live(dispatcher, number, slots).items():
             rows[number, kind].cookies.append(cookie)
     used = {place: row for place, row in rows.items() if row.bindings or row.cookies}
     for (number, kind), row in used.items():
@@ -57,6 +57,15 @@ def _counters(dispatcher: Dispatcher, number: int, kind: int) -> tuple[int, ...]
     key = U32.pack(number * KINDS + kind)
     value = libbpf.lookup(dispatcher.descriptor("counters"), key, octets)
     return tuple(map(sum, zip(*COUNTERS.iter_unpack(value or bytes(octets)), strict=True)))
+
+
+def others(dispatcher: Dispatcher) -> list[int]:
+    """Return the programs that are attached beside ours; none, where we may not ask."""
+    try:
+        ours, _ = libbpf.link_info(dispatcher.descriptor("link"))
+        return [one for one in libbpf.attached(dispatcher.place.netns) if one != ours]
+    except PermissionError:
+        return []
 
 
 # -- text ----------------------------------------------------------------------------

@@ -9,15 +9,18 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from echo_appliance.dispatch import libbpf
 from echo_appliance.dispatch.state import Dispatcher, Lock, Place
 
 CLONE_NEWNS, CLONE_NEWNET = 0x20000, 0x40000000  # include/uapi/linux/sched.h
@@ -30,6 +33,30 @@ _STUB = """
 import os, sys
 os.environ["LISTEN_PID"] = str(os.getpid())
 os.execv(sys.executable, [sys.executable, "-m", "echo_appliance", *sys.argv[1:]])
+"""
+
+
+# A command that kills itself: every call of libbpf and every change of the file system counts.
+_KILLED = """
+import os, signal, sys
+left = int(sys.argv[1])
+
+def count():
+    global left
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def watch(event, arguments):
+    if event in ("os.rename", "os.mkdir", "os.chmod", "os.chown", "os.remove", "os.rmdir"):
+        count()
+
+from echo_appliance.dispatch import libbpf
+check = libbpf._check
+libbpf._check = lambda *arguments: (check(*arguments), count())[0]
+sys.addaudithook(watch)
+from echo_appliance.__main__ import main
+sys.exit(main(sys.argv[2:]))
 """
 
 
@@ -125,7 +152,7 @@ class Space:
         sock.bind((address, port))
         return sock
 
-    # -- the kernel's word ---------------------------------------------------------------
+    # -- what is there ---------------------------------------------------------------
 
     @contextmanager
     def dispatcher(self) -> Iterator[Dispatcher]:
@@ -134,6 +161,35 @@ class Space:
         with Lock(place, 5), Dispatcher(place, write=True) as opened:
             yield opened
         os.close(place.netns)
+
+    def pinned(self) -> list[Path]:
+        """Return the directories of dispatchers, and what is left of such."""
+        base = self.bpffs / "echo-appliance"
+        found = sorted(base.iterdir()) if base.exists() else []
+        return [path for path in found if path.name != "lock"]
+
+    def wait_until_dead(self) -> None:
+        """Wait until the kernel has taken down the namespace of the one dispatcher here."""
+        [path] = self.pinned()
+        deadline = time.monotonic() + DEADLINE
+        link = libbpf.open_pin(str(path / "link"))
+        while libbpf.link_info(link)[1]:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        os.close(link)
+
+    @contextmanager
+    def killed_after(self, calls: int, *words: str) -> Iterator[bool]:
+        """Run a dispatch command that is killed by SIGKILL after so many calls that change state.
+
+        Yields whether it was; else it came to its end before.
+        """
+        done = subprocess.run(
+            [sys.executable, "-c", _KILLED, str(calls), *self.command(*words)[3:]],
+            capture_output=True, text=True, timeout=DEADLINE, check=False,
+        )  # fmt: skip
+        assert done.returncode in (0, -signal.SIGKILL), done.stderr
+        yield done.returncode != 0
 
     def close(self) -> None:
         for sock in self._sockets:
