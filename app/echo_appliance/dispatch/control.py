@@ -5,6 +5,7 @@ Each is one atomic step, made under the lock.  Source of the state: state.py.
 
 import errno
 import os
+import time
 
 from ..errors import SetupError, say
 from . import libbpf
@@ -66,8 +67,8 @@ def load(place: Place, capacity: int, group: int | None, beside: bool) -> None:
             f"a dispatcher is loaded in this network namespace ({place.path}): "
             "use it, upgrade it or unload it"
         )
-    others = libbpf.attached(place.netns)
-    if others and not beside:
+    others = [] if beside else _attached(place)
+    if others:
         raise SetupError(
             f"sk_lookup program {', '.join(map(str, others))} is attached to this network "
             "namespace, by another bpffs or another tool: unload that, or give --beside"
@@ -81,6 +82,14 @@ def load(place: Place, capacity: int, group: int | None, beside: bool) -> None:
     except BaseException:
         remove(new)
         raise
+
+
+def _attached(place: Place) -> list[int]:
+    """Return what is attached, and stays: a link whose last holder died goes a little later."""
+    deadline = time.monotonic() + 1
+    while (found := libbpf.attached(place.netns)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return found
 
 
 def _make_private(path: str, group: int | None) -> None:

@@ -198,6 +198,11 @@ def update_link(link: int, program: int) -> None:
     _check(_lib.bpf_link_update(link, program, None), "replace the program", "the link")
 
 
+def detach(link: int) -> None:
+    """Take a link's program from its network namespace now, whoever else holds the link."""
+    _check(_lib.bpf_link_detach(link), "detach", "the link")
+
+
 def attached(netns: int) -> list[int]:
     """Return the ids of all sk_lookup programs of a network namespace, in their order."""
     ids = (c_uint32 * 64)()

@@ -206,10 +206,19 @@ class Dispatcher:
             ) from None
         if not loaded:
             self.place.check_bpffs()
-            raise SetupError(
-                "no dispatcher is loaded in this network namespace "
-                f"(under {self.place.base}): run dispatch load"
-            )
+            raise self._not_loaded()
+        try:
+            _, netns = libbpf.link_info(self.descriptor("link"))
+        except PermissionError:
+            return  # a reader of the group, who cannot know
+        if not netns:
+            raise self._not_loaded()  # detached, by an unload that was killed
+
+    def _not_loaded(self) -> SetupError:
+        return SetupError(
+            "no dispatcher is loaded in this network namespace "
+            f"(under {self.place.base}): run dispatch load"
+        )
 
     def _check_known(self) -> None:
         _, _, octets, _ = libbpf.map_info(self.descriptor("settings"))
@@ -229,9 +238,7 @@ class Dispatcher:
         ours = [libbpf.program_info(self.descriptor("program"))[0]]
         if self._exists("program-new"):
             ours.append(libbpf.program_info(self.descriptor("program-new"))[0])
-        attached, netns = libbpf.link_info(self.descriptor("link"))
-        if not netns:
-            raise SetupError(f"{self.place.path} belongs to a namespace that is gone: unload it")
+        attached, _ = libbpf.link_info(self.descriptor("link"))
         if attached not in ours:
             raise SetupError(
                 f"program {attached} is attached in place of the one pinned in {self.place.path}: "
@@ -361,6 +368,14 @@ def pin_for_group(descriptor: int, path: str, readable: bool) -> None:
 
 def remove(path: str) -> None:
     """Remove a dispatcher's directory.  Its link goes first: from there on it is not there."""
+    try:
+        link = libbpf.open_pin(f"{path}/link")
+    except FileNotFoundError:
+        pass
+    else:
+        # Removing the pin would do the same, but a little later, from a work queue.
+        libbpf.detach(link)
+        os.close(link)
     for name in sorted(os.listdir(path), key=lambda name: name != "link"):
         os.unlink(f"{path}/{name}")
     os.rmdir(path)
