@@ -181,7 +181,7 @@ class Compiled:
                 shape = shapes.get(kind)
                 if shape is None:
                     shape = shapes[kind] = _Shape(entry, self.number)
-                octets, row = self._locate(shape, entry["prefix"])  # type: ignore[arg-type]
+                octets, row = self._locate(shape, get("prefix"))  # type: ignore[arg-type]
                 if row.ranges:
                     self._defer(shape, octets, row)
                     continue

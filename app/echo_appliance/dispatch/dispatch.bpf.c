@@ -117,7 +117,10 @@ static __always_inline struct binding *find(void *trie, struct key *key, __u16 p
 {
 	struct binding *best = NULL, *found;
 
-	for (__u32 size = 0, mask = 0; size < SIZES; size++, mask = mask << 1 | 1) {
+#pragma unroll
+	for (__u32 size = 0; size < SIZES; size++) {
+		__u16 mask = (1u << size) - 1;
+
 		if (!(sizes >> size & 1))
 			continue;
 		key->low = bpf_htons(port & ~mask);
@@ -127,6 +130,14 @@ static __always_inline struct binding *find(void *trie, struct key *key, __u16 p
 			best = found;
 	}
 	return best;
+}
+
+/* array[kind], with no index that the kernel cannot foresee (without CAP_PERFMON). */
+static __always_inline __u32 of_kind(const volatile __u32 *array, __u32 kind)
+{
+	__u32 all[KINDS] = {array[0], array[1], array[2], array[3]};
+
+	return kind & 2 ? (kind & 1 ? all[3] : all[2]) : (kind & 1 ? all[1] : all[0]);
 }
 
 /* The same flow meets the same socket for as long as the sockets stay the same. */
@@ -147,16 +158,16 @@ static __always_inline __u32 flow_hash(const struct bpf_sk_lookup *ctx)
 }
 
 /* Passes over slots whose socket is gone, or was connected since.  -1: no socket takes it. */
-static __always_inline int assign(struct bpf_sk_lookup *ctx, __u32 first, __u32 slots,
+static __always_inline int assign(struct bpf_sk_lookup *ctx, __u32 *slot, __u32 slots,
 				  __u64 *errors)
 {
 	struct bpf_sock *sock;
-	__u32 start, slot;
+	__u64 start, first = *slot;
 
 	start = slots ? flow_hash(ctx) % slots : 0;
-	for (__u32 turn = 0; turn < SLOTS && turn < slots; turn++) {
-		slot = first + (start + turn) % slots;
-		sock = bpf_map_lookup_elem(&sockets, &slot);
+	for (__u64 turn = 0; turn < SLOTS && turn < slots; turn++) {
+		*slot = first + (start + turn) % slots;
+		sock = bpf_map_lookup_elem(&sockets, slot);
 		if (!sock)
 			continue;
 		long refused = bpf_sk_assign(ctx, sock, 0);
@@ -170,14 +181,15 @@ static __always_inline int assign(struct bpf_sk_lookup *ctx, __u32 first, __u32 
 
 static __always_inline int dispatch(struct bpf_sk_lookup *ctx, const _Bool explain)
 {
-	struct key key = {};
+	struct key key __attribute__((aligned(8))) = {};
 	struct counters *counts, uncounted = {};
 	struct destination *destination;
-	struct explained *report;
-	struct settings *now;
+	struct explained *report = bpf_map_lookup_elem(&explained, &zero);
+	struct settings *now = bpf_map_lookup_elem(&settings, &zero);
 	struct binding *binding;
 	__u16 port = ctx->local_port;
-	__u32 kind, place;
+	/* Without CAP_PERFMON no index may lie on the stack where a pointer lay: so, in the key. */
+	__u32 kind, *place = &key.bits;
 	void *trie;
 
 	if (ctx->protocol != IPPROTO_TCP && ctx->protocol != IPPROTO_UDP)
@@ -190,12 +202,10 @@ static __always_inline int dispatch(struct bpf_sk_lookup *ctx, const _Bool expla
 	else
 		for (int word = 0; word < 4; word++)
 			key.address[word] = ctx->local_ip6[word];
-	now = bpf_map_lookup_elem(&settings, &zero);
 	trie = bpf_map_lookup_elem(&bindings, &zero);
 	if (!now || !trie)
 		return SK_PASS;
-	binding = find(trie, &key, port, now->sizes[kind & (KINDS - 1)]);
-	report = bpf_map_lookup_elem(&explained, &zero);
+	binding = find(trie, &key, port, of_kind(now->sizes, kind));
 	if (explain && report) {
 		report->found = !!binding;
 		if (binding)
@@ -208,14 +218,15 @@ static __always_inline int dispatch(struct bpf_sk_lookup *ctx, const _Bool expla
 	if (binding->flags & SPARE_LOCAL && port >= now->local_low && port <= now->local_high)
 		return SK_PASS;
 
-	place = binding->destination;
-	destination = bpf_map_lookup_elem(&destinations, &place);
-	place = place * KINDS + kind;
-	counts = explain ? &uncounted : bpf_map_lookup_elem(&counters, &place);
+	*place = binding->destination;
+	destination = bpf_map_lookup_elem(&destinations, place);
+	*place = *place * KINDS + kind;
+	counts = explain ? &uncounted : bpf_map_lookup_elem(&counters, place);
 	if (!destination || !counts)
 		return SK_DROP;
 	counts->lookups++;
-	if (!assign(ctx, place * SLOTS, destination->slots[kind & (KINDS - 1)], &counts->errors))
+	*place *= SLOTS;
+	if (!assign(ctx, place, of_kind(destination->slots, kind), &counts->errors))
 		return SK_PASS;
 	counts->misses++;
 	return binding->flags & ON_MISS_PASS ? SK_PASS : SK_DROP;

@@ -1,0 +1,443 @@
+"""The commands: files, listings, explain, metrics; bad input; capabilities; limits."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from echo_appliance.dispatch import libbpf
+from tests.process.dispatch.clients import reached
+from tests.process.dispatch.space import Space
+
+OURS = """
+[[bindings]]
+label = "web"
+prefix = "127.1.0.0/16"
+port = "1000-2000"
+protocol = "tcp"
+on-miss = "pass"
+
+[[bindings]]
+label = "all"
+prefix = "2001:db8::/64"
+protocol = "udp"
+ephemeral = true
+"""
+
+
+def test_load_bindings_replaces_everything_and_reads_our_toml(space: Space) -> None:
+    space.ok("bind", "old", "tcp", "127.9.0.0/16", "80")
+    space.ok("load-bindings", "-", stdin=OURS)
+    assert [
+        {key: value for key, value in row.items() if key != "hits"}
+        for row in space.ok("bindings", "--json").json
+    ] == [
+        {"label": "web", "protocol": "tcp", "prefix": "127.1.0.0/16", "port": "1000-2000",
+         "on-miss": "pass"},
+        {"label": "all", "protocol": "udp", "prefix": "2001:db8::/64", "port": 0,
+         "on-miss": "drop", "ephemeral": True},
+    ]  # fmt: skip
+
+
+def test_load_bindings_reads_tubulars_json_for_both_protocols(space: Space) -> None:
+    text = '{"bindings": [{"label": "foo", "prefix": "127.0.0.1/8", "port": 80}]}'
+    done = space.ok("load-bindings", "-", stdin=text)
+    assert "1 prefixes had host bits" in done.err
+    rows = space.ok("bindings", "--json").json
+    assert [(row["protocol"], row["prefix"]) for row in rows] == [
+        ("tcp", "127.0.0.0/8"),
+        ("udp", "127.0.0.0/8"),
+    ]
+
+
+def test_load_bindings_of_its_own_listing_changes_nothing(space: Space) -> None:
+    space.ok("load-bindings", "-", stdin=OURS)
+    rows = space.ok("bindings", "--json").json
+    for row in rows:
+        del row["hits"]
+    again = json.dumps({"bindings": rows})
+    assert space.ok("load-bindings", "--dry-run", "-", stdin=again).out == ""
+    space.ok("load-bindings", "-", stdin=again)
+    assert "unchanged" in space.ok("load-bindings", "-", stdin=again).err
+    # Another change in between is seen.
+    space.ok("bind", "more", "tcp", "127.5.0.0/16", "80")
+    assert "unchanged" not in space.ok("load-bindings", "-", stdin=again).err
+    assert len(space.ok("bindings", "--json").json) == len(rows)
+
+
+def test_load_bindings_dry_run_prints_the_difference_and_changes_nothing(space: Space) -> None:
+    space.ok("bind", "web", "tcp", "127.1.0.0/16", "80")
+    space.ok("bind", "wide", "tcp", "127.1.0.0/16", "79-81")
+    entries = [
+        {"label": "wide", "prefix": "127.1.0.0/16", "port": "79-81", "protocol": "tcp"},
+        {"label": "new", "prefix": "127.1.0.0/16", "port": 79, "protocol": "tcp"},
+    ]
+    text = json.dumps({"bindings": entries})
+    before = space.ok("status", "--json").json
+    assert space.ok("load-bindings", "--dry-run", "-", stdin=text).out.splitlines() == [
+        "- web#tcp:[127.1.0.0/16]:80",
+        "+ new#tcp:[127.1.0.0/16]:79",
+    ]
+    both = space.ok("load-bindings", "--dry-run", "--json", "-", stdin=text).json
+    assert [row["label"] for row in both["remove"] + both["add"]] == ["web", "new"]
+    assert space.ok("status", "--json").json == before
+
+
+def test_load_bindings_of_many_is_read_back_whole(space: Space, tmp_path: Path) -> None:
+    count = 60_000  # more than a batch, and enough for the second thread
+    entries = [
+        {"label": f"l{number % 7}", "prefix": f"10.0.{number >> 8}.{number & 255}",
+         "port": number % 3, "protocol": "tcp"}
+        for number in range(count)
+    ]  # fmt: skip
+    (tmp_path / "many.json").write_text(json.dumps({"bindings": entries}))
+    space.ok("load-bindings", str(tmp_path / "many.json"))
+    rows = space.ok("bindings", "--json").json
+    assert {(row["label"], row["prefix"], row["port"]) for row in rows} == {
+        (one["label"], f"{one['prefix']}/32", one["port"]) for one in entries
+    }
+
+
+def test_replaces_and_upgrades_under_traffic_lose_no_connection(
+    space: Space, tmp_path: Path
+) -> None:
+    listener = space.tcp(backlog=1024)
+    assert space.register(("web", listener)).status == 0
+    files = []
+    for number in range(2):
+        common = {"label": "web", "prefix": "127.1.0.0/16", "port": 0, "protocol": "tcp"}
+        other = {"label": "x", "prefix": f"127.2.0.{number}", "port": 80, "protocol": "tcp"}
+        files.append(tmp_path / f"{number}.json")
+        files[-1].write_text(json.dumps({"bindings": [common, other]}))
+    space.ok("load-bindings", str(files[0]))
+    changes = [["load-bindings", str(files[number % 2])] for number in range(1, 11)]
+    changes[5:5] = [["upgrade"]] * 4
+    connected = 0
+    for words in changes:
+        process = subprocess.Popen(space.command(*words), stderr=subprocess.PIPE)
+        while process.poll() is None:
+            for port in range(1, 40):
+                assert reached([listener], "127.1.0.1", port) == 0
+                connected += 1
+        assert process.communicate()[1].count(b"\n") == 1
+        assert process.returncode == 0
+    assert connected > 1000
+
+
+def test_bindings_lists_what_overlaps(space: Space) -> None:
+    for label, prefix, port in (("a", "127.1.0.0/16", "80"), ("b", "127.1.2.0/24", "1000-2000"),
+                                ("c", "127.2.0.0/16", "0")):  # fmt: skip
+        space.ok("bind", label, "tcp", prefix, port)
+
+    def labels(*words: str) -> list[str]:
+        return [row["label"] for row in space.ok("bindings", "--json", *words).json]
+
+    assert labels() == ["b", "a", "c"]
+    assert labels("udp") == []
+    assert labels("any", "127.1.2.3") == ["b", "a"]
+    assert labels("tcp", "127.0.0.0/8", "1500") == ["b", "c"]
+    text = space.ok("bindings", "tcp", "127.2.0.0/16").out.splitlines()
+    assert text[0].split() == ["protocol", "prefix", "port", "label", "hits", "on-miss"]
+    assert text[1].split() == ["tcp", "127.2.0.0/16", "0", "c", "0", "drop"]
+
+
+def test_explain_names_winner_losers_reasons_and_socket(space: Space) -> None:
+    listener = space.tcp()
+    space.ok("bind", "wide", "tcp", "127.1.0.0/16", "0")
+    space.ok("bind", "few", "tcp", "127.1.0.0/16", "1000-2000")
+    space.ok("bind", "one", "tcp", "127.1.0.0/16", "1500")
+    assert space.register(("one", listener)).status == 0
+    lines = space.ok("explain", "tcp", "127.1.2.3", "1500").out.splitlines()
+    assert lines[0] == "one#tcp:[127.1.0.0/16]:1500 wins"
+    assert lines[1:3] == [
+        "  over few#tcp:[127.1.0.0/16]:1000-2000: 1 port is narrower than 1001",
+        "  over wide#tcp:[127.1.0.0/16]:0: 1 port is narrower than 65536",
+    ]
+    data = space.ok("explain", "tcp", "127.1.2.3", "1500", "--json").json
+    [row] = [one for one in space.ok("status", "--json").json["destinations"] if one["sockets"]]
+    assert data["socket"] == row["sockets"][0]
+    assert lines[3] == f"socket {data['socket']}"
+    assert row["lookups"] == 0, "asking counts nothing"
+    assert space.ok("explain", "udp", "127.1.2.3", "1500").out.startswith("no binding")
+    assert "dropped" in space.ok("explain", "tcp", "127.1.2.3", "1501").out
+
+
+def test_metrics_are_prometheus_text(space: Space) -> None:
+    listener = space.tcp()
+    space.ok("bind", 'we"b', "tcp", "127.1.0.0/16", "0")
+    assert space.register(('we"b', listener)).status == 0
+    assert reached([listener], "127.1.0.1", 80) == 0
+    lines = space.ok("metrics").out.splitlines()
+    labels = r'{label="we\"b",domain="ipv4",protocol="tcp"}'
+    for name, value in (("lookups_total", 1), ("misses_total", 0), ("bindings", 1), ("sockets", 1)):
+        assert f"echo_appliance_dispatch_{name}{labels} {value}" in lines
+
+
+def test_unregister_and_unload_give_the_addresses_back(space: Space) -> None:
+    listener, normal = space.tcp(), space.tcp("127.1.0.1", 80)
+    space.ok("bind", "web", "tcp", "127.1.0.0/16", "0")
+    assert space.register(("web", listener)).status == 0
+    assert reached([listener, normal], "127.1.0.1", 80) == 0
+    space.ok("unregister", "web", "ipv4", "tcp")
+    assert reached([listener, normal], "127.1.0.1", 80) is None
+    space.ok("unload")
+    assert reached([listener, normal], "127.1.0.1", 80) == 1
+
+
+def test_register_pid_takes_all_sockets_that_rules_name(space: Space) -> None:
+    stream, datagram, six = space.tcp(), space.udp(), space.tcp("::1")
+    space.keep(socket.create_connection(stream.getsockname()))
+    rule = f"six=tcp:[::1]:{six.getsockname()[1]},web=tcp:127.0.0.1:*,dns=udp"
+    done = space.ok("register-pid", str(os.getpid()), "--label", rule)
+    assert done.err.count("registered") == 3
+    rows = space.ok("status", "--json").json["destinations"]
+    columns = ("label", "domain", "protocol")
+    assert [(*(row[name] for name in columns), len(row["sockets"])) for row in rows] == [
+        ("dns", "ipv4", "udp", 1), ("six", "ipv6", "tcp", 1), ("web", "ipv4", "tcp", 1),
+    ]  # fmt: skip
+    del datagram
+
+
+def test_register_refuses_what_cannot_be_steered_to(space: Space) -> None:
+    bound = space.keep(socket.socket())
+    bound.bind(("127.0.0.1", 0))
+    listener = space.tcp()
+    connection = space.keep(socket.create_connection(listener.getsockname()))
+    device = space.tcp()
+    device.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo")
+    unix = space.keep(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+    for sock, words in (
+        (connection, "it is connected"),
+        (device, "bound to the device lo"),
+        (unix, "only IPv4 and IPv6"),
+    ):
+        done = space.register(("web", sock))
+        assert done.status == 1
+        assert words in done.err
+    assert "does not listen" in space.fails(
+        "register-pid", str(os.getpid()), "web", "tcp", "127.0.0.1", str(bound.getsockname()[1])
+    )
+    assert "has no socket for tcp 127.0.0.1 1" in space.fails(
+        "register-pid", str(os.getpid()), "web", "tcp", "127.0.0.1", "1"
+    )
+
+
+def test_register_refuses_a_socket_of_another_namespace(space: Space) -> None:
+    program = (
+        "import socket, sys\n"
+        "listener = socket.socket(); listener.bind(('127.0.0.1', 777)); listener.listen()\n"
+        "print(flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        ["unshare", "--net", "/usr/bin/python3", "-c", program],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    ) as other:  # fmt: skip
+        assert other.stdout is not None
+        other.stdout.readline()
+        line = space.fails("register-pid", str(other.pid), "web", "tcp", "127.0.0.1", "777")
+        assert "another network namespace" in line
+        # Given the namespace, it is the right one.
+        netns = ["--netns", f"/proc/{other.pid}/ns/net"]
+        space.ok(*netns, "load")
+        space.ok(*netns, "register-pid", str(other.pid), "web", "tcp", "127.0.0.1", "777")
+        other.communicate()
+
+
+BAD = [
+    (["bind", "web", "tcp", "127.1.0.0/33", "80"], "the prefix length must be 0 to 32"),
+    (["bind", "web", "tcp", "localhost", "80"], "'localhost' is not an IPv4 or IPv6 address"),
+    (["bind", "web", "tcp", "127.1.0.0/16", "65536"], "is not a port"),
+    (["bind", "web", "tcp", "127.1.0.0/16", "2000-1000"], "the first is above the last"),
+    (["bind", "web", "sctp", "127.1.0.0/16", "80"], "'sctp' is not a protocol"),
+    (["bind", "", "tcp", "127.1.0.0/16", "80"], "a label must not be empty"),
+    (["bind", "x" * 64, "tcp", "127.1.0.0/16", "80"], "64 octets, at most 63 fit"),
+    (["bind", "a b", "tcp", "127.1.0.0/16", "80"], "spaces"),
+    (["bind", "web", "tcp", "::ffff:1.2.3.4", "80"], "IPv4-mapped"),
+    (["bind", "web", "tcp", "127.1.0.0/16"], "3 arguments given, 4 wanted"),
+    (["bind", "--on-miss", "deny", "web", "tcp", "::1", "80"], "not one of drop, pass"),
+    (["unbind", "web", "tcp", "127.1.0.0/16", "80"], "is not bound"),
+    (["unbind", "other", "tcp", "127.8.0.0/16", "80"], "is not bound"),
+    (["bind", "other", "tcp", "127.8.0.0/16", "80"], "contradicts first#tcp:[127.8.0.0/16]:80"),
+    (["unregister", "web", "ipv4", "tcp"], "web has no ipv4 tcp socket"),
+    (["load"], "a dispatcher is loaded"),
+    (["load-bindings", "/nowhere"], "/nowhere: No such file"),
+    (["register-pid", "0", "web", "tcp", "127.0.0.1", "80"], "process 0"),
+    (["frobnicate"], "'frobnicate' is not a dispatch command"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "complaint"), BAD, ids=lambda one: str(one)[:40])
+def test_bad_input_is_one_line_and_changes_nothing(
+    space: Space, words: list[str], complaint: str
+) -> None:
+    space.ok("bind", "first", "tcp", "127.8.0.0/16", "80")
+    before = space.ok("status", "--json").json
+    assert complaint in space.fails(*words)
+    assert space.ok("status", "--json").json == before
+
+
+def test_the_same_binding_twice_is_fine(space: Space) -> None:
+    for ports in ("80", "1000-2000"):
+        space.ok("bind", "web", "tcp", "127.1.0.0/16", ports)
+        assert "is bound already" in space.ok("bind", "web", "tcp", "127.1.0.0/16", ports).err
+    assert "different options" in space.fails(
+        "bind", "--on-miss", "pass", "web", "tcp", "127.1.0.0/16", "80"
+    )
+
+
+def test_bindings_that_swallow_everything_are_warned_of(space: Space) -> None:
+    assert "takes every address" in space.ok("bind", "all", "tcp", "0.0.0.0/0", "0").err
+    assert "local UDP clients" in space.ok("bind", "all", "udp", "127.1.0.0/16", "0").err
+    assert "host bits: taken as 127.2.0.0/16" in space.ok(
+        "bind", "a", "tcp", "127.2.3.4/16", "1"
+    ).err  # fmt: skip
+
+
+BROKEN = [
+    ('{"bindings": [\n {"label" 1}]}', "line 2, column 11"),
+    ("[[bindings]]\nlabel = = 1", "line 2, column 9"),
+    ('{"bindings": [{"label": "a"}]}', "bindings[0]: prefix is missing"),
+    ('{"bindings": [{"prefix": "::/0"}]}', "bindings[0]: label is missing"),
+    ('{"bindings": [{"label": "a", "prefix": "::/0", "prot": 1}]}', "unknown key 'prot'"),
+    ('{"bindings": [{"label": "a", "prefix": "1.2.3.4/33"}]}', "prefix length must be 0 to 32"),
+    ('{"bindings": [{"label": "a", "prefix": 7}]}', "prefix must be a string"),
+    ('{"bindings": [{"label": "a", "prefix": "::/0", "port": true}]}', "port True"),
+    ('{"bindings": [{"label": "a", "prefix": "::/0", "port": "9-8"}]}', "above the last"),
+    ('{"bindings": [{"label": "a", "prefix": "::/0", "port": []}]}', "bindings[0]"),
+    ('{"bindings": [{"label": "a", "prefix": "::/0", "on-miss": 1}]}', "use drop or pass"),
+    ('{"bindings": [7]}', "bindings[0]: 7 is not a table"),
+    ('{"bindings": {}}', "no list of bindings"),
+    ('{"bindings": [], "extra": 1}', "unknown key 'extra'"),
+    ("", "no list of bindings"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "complaint"), BROKEN, ids=lambda one: str(one)[:40])
+def test_a_broken_file_is_one_line_and_changes_nothing(
+    space: Space, text: str, complaint: str
+) -> None:
+    space.ok("bind", "web", "tcp", "127.1.0.0/16", "80")
+    before = space.ok("bindings", "--json").json
+    assert complaint in space.fails("load-bindings", "-", stdin=text)
+    assert space.ok("bindings", "--json").json == before
+
+
+def test_a_full_table_is_one_line_and_nothing_half_applied(empty: Space) -> None:
+    empty.ok("load", "--capacity", "4")
+    for number in range(4):
+        empty.ok("bind", "web", "tcp", f"127.1.0.{number}", "80")
+    before = empty.ok("bindings", "--json").json
+    assert "is full (4 keys)" in empty.fails("bind", "web", "tcp", "127.2.0.1", "80")
+    assert "is full (4 keys)" in empty.fails("bind", "web", "tcp", "127.2.0.1", "1-1000")
+    entries = [{"label": "x", "prefix": f"127.3.0.{one}", "port": 1} for one in range(3)]
+    text = json.dumps({"bindings": entries})
+    assert "is full (4 keys)" in empty.fails("load-bindings", "-", stdin=text)
+    assert empty.ok("bindings", "--json").json == before
+
+
+def test_the_33rd_socket_of_a_destination_is_refused_with_the_rest(space: Space) -> None:
+    sockets = [("web", space.tcp()) for _ in range(33)]
+    done = space.register(*sockets)
+    assert done.status == 1
+    assert "which is all that fit: nothing was registered" in done.err
+    assert space.ok("status", "--json").json["destinations"] == []
+    assert space.register(*sockets[:32]).status == 0
+
+
+def test_without_a_dispatcher_or_a_bpffs_it_says_so(empty: Space, tmp_path: Path) -> None:
+    for words in (["status"], ["unload"], ["bind", "a", "tcp", "::1", "1"], ["upgrade"]):
+        assert "run dispatch load" in empty.fails(*words)
+    plain = Space(tmp_path)
+    for words in (["load"], ["status"]):
+        assert f"{tmp_path} is not a bpffs: mount -t bpf" in plain.fails(*words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_version_of_the_state_is_left_alone(space: Space) -> None:
+    with space.dispatcher() as dispatcher:
+        settings = dispatcher.settings()
+        settings.layout = 99
+        dispatcher.write_settings(settings)
+    for words in (["bind", "a", "tcp", "::1", "1"], ["status"], ["upgrade"]):
+        assert "of another version (layout 99" in space.fails(*words)
+    space.ok("unload")
+
+
+def test_a_program_that_someone_else_put_there_is_not_touched(space: Space) -> None:
+    [path] = space.pinned()
+    # Another program in our link's place: as if by another tool.
+    link = libbpf.open_pin(str(path / "link"))
+    twin = libbpf.open_pin(str(path / "explain"))
+    libbpf.update_link(link, twin)
+    for descriptor in (link, twin):
+        os.close(descriptor)
+    assert "someone else replaced it" in space.fails("bind", "a", "tcp", "::1", "1")
+    space.ok("unload")
+
+
+# Who may do what: root is every other test here.
+AS = {
+    "capable": ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups",
+                "--inh-caps=-all,+bpf,+net_admin", "--ambient-caps=-all,+bpf,+net_admin"],
+    "reader": ["setpriv", "--reuid=65534", "--regid=4242", "--clear-groups", "--inh-caps=-all"],
+    "nobody": ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all"],
+}  # fmt: skip
+
+
+def run_as(space: Space, who: str, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*AS[who], *space.command(*words)], capture_output=True, text=True, timeout=20, check=False
+    )
+
+
+def test_cap_bpf_and_cap_net_admin_are_enough_for_everything(empty: Space) -> None:
+    os.chown(empty.bpffs, 65534, 65534)
+    listener = empty.tcp()
+    for words in (
+        ["load"],
+        ["bind", "web", "tcp", "127.1.0.0/16", "1000-2000"],
+        ["upgrade"],
+        ["status"],
+        ["explain", "tcp", "127.1.0.1", "1500"],
+        ["unbind", "web", "tcp", "127.1.0.0/16", "1000-2000"],
+        ["unload"],
+    ):
+        done = run_as(empty, "capable", *words)
+        assert done.returncode == 0, f"{words}: {done.stderr}"
+    del listener
+
+
+def test_a_reader_of_the_group_needs_no_capability(empty: Space) -> None:
+    empty.ok("load", "--group", "4242")
+    empty.bpffs.chmod(0o755)
+    empty.ok("bind", "web", "tcp", "127.1.0.0/16", "1000-2000")
+    empty.ok("upgrade")
+    for words in (["status", "--json"], ["bindings"], ["metrics"], ["list"]):
+        done = run_as(empty, "reader", *words)
+        assert (done.returncode, done.stderr) == (0, ""), words
+        assert "web" in done.stdout
+    for words in (
+        ["bind", "x", "tcp", "::1", "1"],
+        ["unload"],
+        ["explain", "tcp", "127.1.0.1", "1"],
+    ):
+        done = run_as(empty, "reader", *words)
+        assert done.returncode == 1
+        assert "missing: CAP_BPF, CAP_NET_ADMIN" in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+def test_nobody_is_told_what_is_missing(empty: Space) -> None:
+    empty.ok("load")
+    empty.bpffs.chmod(0o755)
+    done = run_as(empty, "nobody", "status")
+    assert done.returncode == 1
+    assert "run as its owner or in its group" in done.stderr
+    done = run_as(empty, "nobody", "load")
+    assert done.returncode == 1
+    assert "missing: CAP_BPF, CAP_NET_ADMIN" in done.stderr
