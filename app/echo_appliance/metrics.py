@@ -95,6 +95,10 @@ class Registry:
                 values.update({(metric, name, why): count for why, count in by_reason.items()})
         return values
 
+    def page(self) -> str:
+        """Return what is served on the socket named metrics."""
+        return render(self.snapshot())
+
 
 def merge(snapshots: "Iterable[Snapshot]") -> "Snapshot":
     """Add up what several processes counted."""

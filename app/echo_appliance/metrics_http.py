@@ -13,7 +13,7 @@ import socket
 from .accept import Acceptor
 from .admission import Admission
 from .inherit import Inherited
-from .metrics import CONTENT_TYPE, Counters, render
+from .metrics import CONTENT_TYPE, Counters
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def respond(head: bytes, counts: "Counts") -> bytes:
         return _response("405 Method Not Allowed", "GET or HEAD only\n", "Allow: GET, HEAD\r\n")
     if target.partition("?")[0] != "/metrics":
         return _response("404 Not Found", "the metrics are at /metrics\n")
-    response = _response("200 OK", render(counts.snapshot()))
+    response = _response("200 OK", counts.page())
     return response if method == "GET" else response.partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
 
 

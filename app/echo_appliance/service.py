@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         """Who knows the numbers: a metrics.Registry, or the sum of several."""
 
         def snapshot(self) -> Snapshot: ...
+        def page(self) -> str: ...
 
     class Source(Protocol):
         """Where new work comes from: a listening or a datagram socket."""

@@ -18,7 +18,7 @@ from time import monotonic
 
 from .errors import say
 from .loop import Loop
-from .metrics import merge, without_gauges
+from .metrics import merge, render, without_gauges
 from .notify import ServiceManager
 from .service import Lifetimes, Service
 
@@ -135,6 +135,10 @@ class Pool:
     def snapshot(self) -> "Snapshot":
         """Return the sum of the workers' counts, at most a second old."""
         return merge([self._gone, *(worker.counts for worker in self._workers)])
+
+    def page(self) -> str:
+        """Return the metrics page of them all."""
+        return render(self.snapshot())
 
     def serve_in(self, service: Service) -> None:
         """Make the supervisor's Service ours."""
