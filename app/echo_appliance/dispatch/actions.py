@@ -41,7 +41,7 @@ class Asked:
     label: str | None
     dry_run: bool
     source: str | None
-    config: str
+    config: str | None
 
 
 def _parser(options: "Options", description: str, usage: str = "") -> Parser:
@@ -277,11 +277,11 @@ def _overlapping(entries: "list[Entry]", words: list[str]) -> "list[Entry]":
 
 def register(options: "Options") -> int:
     """Register the sockets that were passed to this process."""
-    from ..inherit import take
+    from .register import borrow
 
     parser = _parser(options, "Register inherited sockets (LISTEN_FDS).", "[LABEL]")
     words = _parse(parser, options, 0, 1).words
-    chosen = [(parse_label(words[0] if words else one.name), one.socket) for one in take()]
+    chosen = [(parse_label(words[0] if words else one.name), one.socket) for one in borrow()]
     _register(options, chosen)
     return 0
 
@@ -432,3 +432,13 @@ def _source(text: str, family: int) -> tuple[bytes, int]:
     if remote_family != family:
         raise ParseError(f"--source {text}: a packet has one family")
     return remote, parse_ports(port)[0]
+
+
+def run(options: "Options") -> int:
+    """Be the sidecar."""
+    from .sidecar import run as serve
+
+    parser = _parser(options, "Keep a file's bindings in force and inherited sockets registered.")
+    parser.add("--config", metavar="FILE", help="bindings, as for load-bindings; SIGHUP rereads it")
+    asked = _parse(parser, options)
+    return serve(_place(options), options.wait, asked.config)

@@ -13,7 +13,7 @@ import os
 import socket
 
 from ..errors import SetupError
-from ..inherit import describe
+from ..inherit import FIRST_DESCRIPTOR, Inherited, describe, take
 from . import libbpf
 from .control import Labels, live
 from .layout import SLOTS, U32, slot_index
@@ -68,6 +68,28 @@ def _connected(sock: socket.socket) -> bool:
     except OSError:
         return False
     return True
+
+
+def borrow() -> list[Inherited]:
+    """Return the inherited sockets, as they are for those who serve them.
+
+    Whether a socket blocks belongs to the socket, not to us: take() changes it
+    for its own purposes, and a server that waits in accept() would stop doing so.
+    """
+    count = os.environ.get("LISTEN_FDS", "")
+    numbers = range(FIRST_DESCRIPTOR, FIRST_DESCRIPTOR + int(count)) if count.isdigit() else ()
+    blocking = {number: _blocks(number) for number in numbers}
+    inherited = take()
+    for one in inherited:
+        os.set_blocking(one.socket.fileno(), blocking.get(one.socket.fileno(), True))
+    return inherited
+
+
+def _blocks(number: int) -> bool:
+    try:
+        return os.get_blocking(number)
+    except OSError:
+        return True  # it is closed, which take() says better
 
 
 def register(dispatcher: Dispatcher, chosen: "Sequence[tuple[str, socket.socket]]") -> list[str]:

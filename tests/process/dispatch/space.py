@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -109,25 +109,34 @@ class Space:
         assert not done.out
         return done.err
 
-    def register(self, *passed: tuple[str, socket.socket], label: str = "") -> Done:
-        """Run `register` with inherited sockets, by their descriptor names."""
+    def start(
+        self,
+        words: list[str],
+        passed: Sequence[tuple[str, socket.socket]],
+        environment: dict[str, str],
+    ) -> subprocess.Popen[str]:
+        """Start a dispatch command with inherited sockets, by their descriptor names."""
         names = ":".join(name for name, _ in passed)
-        words = self.command("register", *([label] if label else []))[3:]
         numbers = [sock.fileno() for _, sock in passed]
-        environment = {**os.environ, "LISTEN_FDS": str(len(passed)), "LISTEN_FDNAMES": names}
+        handed = {"LISTEN_FDS": str(len(passed)), "LISTEN_FDNAMES": names}
 
         def place() -> None:  # to 3 and up, by way of numbers that are free
             high = [os.dup2(number, 100 + index) for index, number in enumerate(numbers)]
             for index, number in enumerate(high):
                 os.dup2(number, 3 + index)
 
-        return Done(
-            subprocess.run(
-                [sys.executable, "-c", _STUB, *words], env=environment,
-                preexec_fn=place, pass_fds=range(3, 3 + len(passed)), capture_output=True,
-                text=True, timeout=DEADLINE, check=False,
-            )
+        return subprocess.Popen(
+            [sys.executable, "-c", _STUB, *self.command(*words)[3:]],
+            env={**os.environ, **handed, **environment},
+            preexec_fn=place, pass_fds=range(3, 3 + len(passed)),
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
+
+    def register(self, *passed: tuple[str, socket.socket], label: str = "") -> Done:
+        """Run `register` to its end."""
+        with self.start(["register", *([label] if label else [])], passed, {}) as process:
+            out, err = process.communicate(timeout=DEADLINE)
+        return Done(subprocess.CompletedProcess([], process.returncode, out, err))
 
     def run_tool(self, *words: str) -> None:
         """Run a program of the system."""

@@ -1,0 +1,149 @@
+"""`dispatch run`: keeps a file's bindings in force and its inherited sockets registered.
+
+The kernel does the steering; this process may end, and be started again, without
+a packet noticing.  It is there to apply the file (again on SIGHUP), to register
+sockets before the first packet comes, to keep them registered, and for metrics.
+
+Its inherited sockets are its unit's: it never accepts or reads from them, so
+systemd, which has them too, starts the server when something arrives.
+"""
+
+import os
+import signal
+
+from ..errors import SetupError, say
+from ..inherit import Inherited
+from ..loop import Loop
+from ..metrics import SOCKET_NAME as METRICS
+from ..metrics_http import serve_metrics
+from ..notify import ServiceManager
+from ..service import Lifetimes, Service
+from . import control
+from .bulk import load_bindings, read_source
+from .model import parse_label
+from .register import borrow, register
+from .state import Dispatcher, Lock, Place
+from .status import metrics_text
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ..metrics import Snapshot
+
+CHECK_SECONDS = 2.0
+
+
+class Sidecar:
+    """What is to be in force: a file's bindings, and sockets by their names."""
+
+    def __init__(
+        self, place: Place, wait: float, config: str | None, sockets: list[Inherited]
+    ) -> None:
+        self._place = place
+        self._wait = wait
+        self._config = config
+        # A unit's unix and vsock sockets come along; nothing can be steered to those.
+        self._sockets = [(parse_label(one.name), one.socket) for one in sockets if one.is_internet]
+
+    def start(self) -> None:
+        """Load if need be, bind, register.  Raises SetupError: then nothing is announced."""
+        self._place.check_bpffs()
+        with Lock(self._place, self._wait):
+            try:
+                Dispatcher(self._place, write=False).close()
+            except SetupError:
+                control.load(self._place, control.CAPACITY, None, beside=False)
+                say(f"dispatch: loaded into {self._place.path}")
+        # Sockets first: a binding without one drops.
+        self.register()
+        self.apply()
+
+    def apply(self) -> None:
+        """Put the file's bindings in force."""
+        if self._config is None:
+            return
+        octets = read_source(self._config)
+        with Lock(self._place, self._wait), Dispatcher(self._place, write=True) as dispatcher:
+            count = load_bindings(dispatcher, self._config, octets)
+        words = "unchanged" if count is None else f"{count} keys in force"
+        say(f"dispatch: {self._config}: {words}")
+
+    def register(self) -> None:
+        """See that every socket is registered; say what was not."""
+        if not self._sockets:
+            return
+        with Lock(self._place, self._wait), Dispatcher(self._place, write=True) as dispatcher:
+            for line in register(dispatcher, self._sockets):
+                if not line.endswith("already"):
+                    say(f"dispatch: {line}")
+
+    def reload(self) -> None:
+        """On SIGHUP: the file again.  What it says wrong is said, and the old stays in force."""
+        try:
+            self.apply()
+            self.register()
+        except (SetupError, OSError) as error:
+            say(f"dispatch: not reloaded: {error}")
+
+    def check(self) -> None:
+        """Every few seconds: register again what someone took out, or a new dispatcher lacks."""
+        try:
+            if os.path.exists(f"{self._place.path}/link"):
+                self.register()
+            else:
+                self.start()  # someone unloaded it
+        except (SetupError, OSError) as error:
+            say(f"dispatch: {error}")
+
+    def page(self) -> str:
+        """Return the page of the socket named metrics: what the kernel counted."""
+        with Dispatcher(self._place, write=False) as dispatcher:
+            return metrics_text(dispatcher)
+
+    def snapshot(self) -> "Snapshot":
+        """No connections of our own to count."""
+        return {}
+
+
+def run(place: Place, wait: float, config: str | None) -> int:
+    """Be the sidecar until SIGTERM; what is in force stays.  Returns the exit status.
+
+    With sockets, without a file, or both.
+    """
+    inherited = borrow() if "LISTEN_FDS" in os.environ else []
+    metrics = [one for one in inherited if one.name == METRICS]
+    steered = [one for one in inherited if one.name != METRICS]
+    sidecar = Sidecar(place, wait, config, steered)
+    sidecar.start()
+    loop = Loop()
+    names = ", ".join(sorted({one.name for one in steered})) or "nothing yet"
+    service = Service(loop, ServiceManager(), sidecar, Lifetimes(), f"dispatch to {names}")
+    service.obey_signals()
+    loop.on_signal(signal.SIGHUP, sidecar.reload)
+    for one in metrics:
+        one.socket.setblocking(False)  # this one we serve ourselves
+        serve_metrics(service, one, sidecar)
+    service.add_source(_Watch(loop, sidecar))
+    return service.run()
+
+
+class _Watch:
+    """Calls check() now and then: a Source, since it is what the service serves."""
+
+    def __init__(self, loop: Loop, sidecar: Sidecar) -> None:
+        self._loop = loop
+        self._sidecar = sidecar
+        self._closed = False
+
+    def start(self) -> None:
+        """Begin."""
+        if not self._closed:
+            self._loop.call_later(CHECK_SECONDS, self._check)
+
+    def close(self) -> None:
+        """End."""
+        self._closed = True
+
+    def _check(self) -> None:
+        if not self._closed:
+            self._sidecar.check()
+            self.start()
