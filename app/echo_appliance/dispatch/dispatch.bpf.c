@@ -3,8 +3,7 @@
  * Runs (as BPF_PROG_TYPE_SK_LOOKUP, Linux 5.9) when a packet finds no established TCP
  * connection and no connected UDP socket.  Never allocates, never looks at payload.
  *
- * Which binding wins: the longest prefix; then the narrowest range of ports; then, of two
- * equally wide ones, the higher.  model.py says the same in Python, and tests compare the two.
+ * Which binding wins, rank() says, and model.py in Python; tests compare the two.
  *
  * How the cost stays independent of the number of bindings: a range of ports is cut into
  * aligned blocks of 2^n ports.  A packet's port lies in one block of each of the 17 sizes, so
@@ -22,14 +21,13 @@ enum { AF_INET = 2, AF_INET6 = 10, IPPROTO_TCP = 6, IPPROTO_UDP = 17 };
 
 #define SIZES 17 /* blocks of 2^0 to 2^16 ports */
 #define KINDS 4 /* (TCP, UDP) x (IPv4, IPv6) */
-#define DESTINATIONS 1024
+#define DESTINATIONS 1024 /* labels */
 #define SLOTS 32 /* sockets of one label and kind */
-#define LABEL 64
 #define FIXED_BITS 48 /* of a key, kind to high: always compared whole */
 
 enum flags {
 	ON_MISS_PASS = 1, /* without a live socket: normal lookup instead of a drop */
-	SPARE_LOCAL = 2, /* leave the ports of local clients to them (UDP replies come there) */
+	SPARE_LOCAL = 2, /* leave their ports to local clients */
 };
 
 struct key {
@@ -50,7 +48,7 @@ struct binding {
 };
 
 struct destination {
-	char label[LABEL];
+	char label[64];
 	__u32 slots[KINDS]; /* how many are looked at; a slot may be empty */
 };
 
@@ -90,10 +88,8 @@ struct {
 
 #define MAP(name, kind, entries, element) \
 	struct { \
-		__uint(type, BPF_MAP_TYPE_##kind); \
-		__uint(max_entries, entries); \
-		__type(key, __u32); \
-		__type(value, element); \
+		__uint(type, BPF_MAP_TYPE_##kind); __uint(max_entries, entries); \
+		__type(key, __u32); __type(value, element); \
 	} name SEC(".maps")
 
 MAP(settings, ARRAY, 1, struct settings);
@@ -104,29 +100,26 @@ MAP(explained, ARRAY, 1, struct explained);
 
 static const __u32 zero;
 
-static __always_inline _Bool wins(const struct binding *one, const struct binding *other)
+/* What makes a binding win: its prefix, then how narrow it is, then how high. */
+static __always_inline __u64 rank(const struct binding *one)
 {
-	__u32 width = one->high - one->low, other_width = other->high - other->low;
+	__u16 narrowness = ~(one->high - one->low);
 
-	if (one->prefix != other->prefix)
-		return one->prefix > other->prefix;
-	return width != other_width ? width < other_width : one->low > other->low;
+	return (__u64)one->prefix << 32 | (__u64)narrowness << 16 | one->low;
 }
 
-static __always_inline struct binding *find(void *trie, struct key *key, __u16 port, __u32 sizes)
+static __always_inline struct binding *find(void *trie, struct key *key, __u16 port, __u64 sizes)
 {
 	struct binding *best = NULL, *found;
 
-#pragma unroll
-	for (__u32 size = 0; size < SIZES; size++) {
-		__u16 mask = (1u << size) - 1;
+	for (int turn = 0; turn < SIZES && sizes; turn++) {
+		__u64 size = sizes & -sizes; /* the smallest that is left */
 
-		if (!(sizes >> size & 1))
-			continue;
-		key->low = bpf_htons(port & ~mask);
-		key->high = bpf_htons(port | mask);
+		sizes ^= size;
+		key->low = bpf_htons(port & ~(size - 1));
+		key->high = bpf_htons(port | (size - 1));
 		found = bpf_map_lookup_elem(trie, key);
-		if (found && (!best || wins(found, best)))
+		if (found && (!best || rank(found) > rank(best)))
 			best = found;
 	}
 	return best;
@@ -157,24 +150,31 @@ static __always_inline __u32 flow_hash(const struct bpf_sk_lookup *ctx)
 	return hash ^ hash >> 16;
 }
 
-/* Passes over slots whose socket is gone, or was connected since.  -1: no socket takes it. */
-static __always_inline int assign(struct bpf_sk_lookup *ctx, __u32 *slot, __u32 slots,
-				  __u64 *errors)
+static __always_inline long give(struct bpf_sk_lookup *ctx, __u32 *slot, __u64 *errors)
 {
-	struct bpf_sock *sock;
-	__u64 start, first = *slot;
+	struct bpf_sock *sock = bpf_map_lookup_elem(&sockets, slot);
+	long refused = -1;
 
-	start = slots ? flow_hash(ctx) % slots : 0;
-	for (__u64 turn = 0; turn < SLOTS && turn < slots; turn++) {
-		*slot = first + (start + turn) % slots;
-		sock = bpf_map_lookup_elem(&sockets, slot);
-		if (!sock)
-			continue;
-		long refused = bpf_sk_assign(ctx, sock, 0);
+	if (sock) {
+		refused = bpf_sk_assign(ctx, sock, 0);
 		bpf_sk_release(sock);
-		if (!refused)
+		*errors += !!refused;
+	}
+	return refused;
+}
+
+/* Passes over slots whose socket is gone, or was connected since.  -1: no socket takes it. */
+static __always_inline long assign(struct bpf_sk_lookup *ctx, __u32 *slot, __u32 slots, __u64 *errors)
+{
+	__u64 first = *slot, start = slots > 1 ? (__u64)flow_hash(ctx) * slots >> 32 : 0;
+
+	*slot = first + start;
+	if (!give(ctx, slot, errors))
+		return 0;
+	for (__u64 turn = 1; turn < SLOTS && turn < slots; turn++) {
+		*slot = first + (start + turn) % slots;
+		if (!give(ctx, slot, errors))
 			return 0;
-		++*errors;
 	}
 	return -1;
 }
@@ -184,17 +184,23 @@ static __always_inline int dispatch(struct bpf_sk_lookup *ctx, const _Bool expla
 	struct key key __attribute__((aligned(8))) = {};
 	struct counters *counts, uncounted = {};
 	struct destination *destination;
-	struct explained *report = bpf_map_lookup_elem(&explained, &zero);
+	struct explained *report = NULL;
 	struct settings *now = bpf_map_lookup_elem(&settings, &zero);
 	struct binding *binding;
 	__u16 port = ctx->local_port;
 	/* Without CAP_PERFMON no index may lie on the stack where a pointer lay: so, in the key. */
 	__u32 kind, *place = &key.bits;
+	__u64 sizes, slots;
 	void *trie;
 
 	if (ctx->protocol != IPPROTO_TCP && ctx->protocol != IPPROTO_UDP)
 		return SK_PASS;
 	kind = (ctx->protocol == IPPROTO_UDP) << 1 | (ctx->family == AF_INET6);
+	if (explain && (report = bpf_map_lookup_elem(&explained, &zero)))
+		report->found = 0;
+	sizes = now ? of_kind(now->sizes, kind) & ((1 << SIZES) - 1) : 0;
+	if (!sizes || !(trie = bpf_map_lookup_elem(&bindings, &zero)))
+		return SK_PASS;
 	key.kind = kind;
 	key.bits = FIXED_BITS + (ctx->family == AF_INET6 ? 128 : 32);
 	if (ctx->family == AF_INET)
@@ -202,31 +208,27 @@ static __always_inline int dispatch(struct bpf_sk_lookup *ctx, const _Bool expla
 	else
 		for (int word = 0; word < 4; word++)
 			key.address[word] = ctx->local_ip6[word];
-	trie = bpf_map_lookup_elem(&bindings, &zero);
-	if (!now || !trie)
-		return SK_PASS;
-	binding = find(trie, &key, port, of_kind(now->sizes, kind));
-	if (explain && report) {
-		report->found = !!binding;
-		if (binding)
-			report->binding = *binding;
-	}
+	binding = find(trie, &key, port, sizes);
 	if (!binding)
 		return SK_PASS;
+	if (report) {
+		report->found = 1;
+		report->binding = *binding;
+	}
 	if (!explain)
 		__sync_fetch_and_add(&binding->hits, 1);
 	if (binding->flags & SPARE_LOCAL && port >= now->local_low && port <= now->local_high)
 		return SK_PASS;
-
 	*place = binding->destination;
 	destination = bpf_map_lookup_elem(&destinations, place);
 	*place = *place * KINDS + kind;
 	counts = explain ? &uncounted : bpf_map_lookup_elem(&counters, place);
 	if (!destination || !counts)
 		return SK_DROP;
-	counts->lookups++;
 	*place *= SLOTS;
-	if (!assign(ctx, place, of_kind(destination->slots, kind), &counts->errors))
+	counts->lookups++;
+	slots = of_kind(destination->slots, kind);
+	if (slots && !assign(ctx, place, slots, &counts->errors))
 		return SK_PASS;
 	counts->misses++;
 	return binding->flags & ON_MISS_PASS ? SK_PASS : SK_DROP;
@@ -244,5 +246,4 @@ int echo_explain(struct bpf_sk_lookup *ctx)
 {
 	return dispatch(ctx, 1);
 }
-
 char _license[] SEC("license") = "Dual MIT/GPL";

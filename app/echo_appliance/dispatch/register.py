@@ -47,7 +47,8 @@ def _unfit(sock: socket.socket) -> str | None:
     """Say why packets cannot be steered to a socket."""
     if sock.family not in (socket.AF_INET, socket.AF_INET6):
         return "only IPv4 and IPv6 packets are dispatched"
-    if sock.proto not in (socket.IPPROTO_TCP, socket.IPPROTO_UDP):
+    protocol = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL)
+    if protocol not in (socket.IPPROTO_TCP, socket.IPPROTO_UDP):
         return "only TCP and UDP are dispatched"
     if _connected(sock):
         return "it is connected, so it has one peer already"

@@ -1,0 +1,201 @@
+"""`python -m bench dispatch`: cost per lookup, loading, connections through it, one command.
+
+Each run in a network namespace and bpffs of its own.  Needs root.  The cost per
+lookup is that of the program by BPF_PROG_TEST_RUN, its own counters included.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bench.core import BenchError, Options, Series, alternate
+from bench.report import Row, Section, Target
+from echo_appliance.dispatch import libbpf
+from echo_appliance.dispatch.explain import Packet
+from echo_appliance.dispatch.register import register
+from tests.process.dispatch.space import Space, private_space
+
+OURS = "dispatch"
+WITHOUT = "no dispatch"
+REPEAT = 1_000_000
+SIZES = (0, 1, 1_000, 1_000_000)
+LIMITS = {0: 25, 1: 60, 1_000: 150, 1_000_000: 250}  # ns
+CONNECTIONS = 2_000
+REPLACES, UPGRADES = 100, 20
+
+
+def run(options: Options) -> Section:
+    """Measure everything; take the rounds from the options."""
+    if os.geteuid() != 0:
+        raise BenchError("dispatch needs root: run as root")
+    rounds = options.rounds
+    costs = {size: _lookup_costs(size, rounds) for size in SIZES}
+    loads = _loads(rounds)
+    connections = _connections(rounds)
+    commands = _commands(max(rounds, 5))
+    lost, made = _lost_under_traffic()
+    title = "cost per lookup, "
+    rows = [
+        *(Row(f"{title}{size:,} bindings", "ns", {OURS: costs[size]}, True) for size in SIZES),
+        Row("load-bindings of 1,000,000", "s", loads, True),
+        Row("connections, 100,000 bindings", "/s", connections),
+        Row("one command", "ms", commands, True),
+    ]
+    targets = [
+        *(
+            Target(f"{title}{size:,} bindings", costs[size].median, LIMITS[size], "ns", True)
+            for size in SIZES
+        ),
+        Target("load-bindings of 1,000,000", loads["new"].median, 4, "s", True),
+        Target("the same again", loads["unchanged"].median, 3, "s", True),
+        Target("connections, of those without", connections[OURS].over(connections[WITHOUT]), 0.97),
+        Target("bind, from shell to done", commands["bind"].median, 60, "ms", True),
+        Target(f"lost of {made} connections, {REPLACES} replaces, {UPGRADES} upgrades",
+               lost, 0, "lost", True),
+    ]  # fmt: skip
+    return Section("dispatch", OURS, "dispatch.svg", rows, targets)
+
+
+@contextmanager
+def _loaded(size: int = 0) -> Iterator[Space]:
+    with private_space() as space:
+        space.ok("load")
+        if size:
+            with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+                file.write(_bindings(size))
+                file.flush()
+                space.ok("load-bindings", file.name)
+        yield space
+
+
+def _bindings(size: int) -> str:
+    """Return a file of so many: hosts spread over 10.0.0.0/8, half of them for all ports."""
+    entries = [
+        {"label": f"l{number % 50}", "protocol": "tcp", "port": (number & 1) * 80,
+         "prefix": socket.inet_ntoa((0x0A000000 | number * 16).to_bytes(4, "big")) + "/32"}
+        for number in range(size)
+    ]  # fmt: skip
+    return json.dumps({"bindings": entries})
+
+
+def _lookup_costs(size: int, rounds: int) -> Series:
+    """Nanoseconds for a packet that is bound (where something is) and has a live socket."""
+    with _loaded(size) as space:
+        listener = space.tcp()
+        # In the middle of all: as deep in the trie as most are.
+        address = socket.inet_ntoa((0x0A000000 | size // 2 * 16).to_bytes(4, "big"))
+        packet = Packet(0, socket.inet_aton(address), 80)
+        with space.dispatcher() as dispatcher:
+            register(dispatcher, [(f"l{number}", listener) for number in range(50)])
+            program = dispatcher.descriptor("program")
+            run = libbpf.run_program
+            values = [run(program, packet.context(), REPEAT)[2] for _ in range(rounds)]
+        return Series(tuple(map(float, values)))
+
+
+def _loads(rounds: int) -> dict[str, Series]:
+    with _loaded() as space, tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder, f"{number}.json") for number in range(2)]
+        text = _bindings(1_000_000)
+        paths[0].write_text(text)
+        paths[1].write_text(text.replace('"l7"', '"m7"'))
+        turn = 0
+
+        def new() -> float:
+            nonlocal turn
+            turn += 1
+            return _seconds(space, "load-bindings", str(paths[turn % 2]))
+
+        def unchanged() -> float:
+            return _seconds(space, "load-bindings", str(paths[turn % 2]))
+
+        values = [(new(), unchanged()) for _ in range(rounds)]
+    return {name: Series(tuple(row[index] for row in values)) for index, name in
+            enumerate(("new", "unchanged"))}  # fmt: skip
+
+
+def _seconds(space: Space, *words: str) -> float:
+    start = time.monotonic()
+    space.ok(*words)
+    return time.monotonic() - start
+
+
+def _connections(rounds: int) -> dict[str, Series]:
+    """To a bound address through the dispatcher, and to a listener in a namespace without."""
+    with _loaded(100_000) as space:
+        listener = space.tcp("127.0.0.1", backlog=1024)
+        space.ok("bind", "local", "tcp", "127.1.0.0/16", "80")
+        assert space.register(("local", listener)).status == 0
+
+        def steered() -> float:
+            return _connect(listener, ("127.1.0.1", 80))
+
+        steered()
+        with private_space() as plain:
+            other = plain.tcp("127.1.0.1", 80, backlog=1024)
+            # Sockets of a namespace are made by a thread that is in it.
+            cases: dict[str, Callable[[], float]] = {
+                WITHOUT: lambda: _connect(other, ("127.1.0.1", 80))
+            }
+            without = alternate(cases, rounds, "connections without")
+        with_it = alternate({OURS: steered}, rounds, "connections with")
+    return {**without, **with_it}
+
+
+def _connect(listener: socket.socket, address: tuple[str, int]) -> float:
+    start = time.monotonic()
+    for _ in range(CONNECTIONS):
+        with socket.create_connection(address):
+            connection, _ = listener.accept()
+            connection.close()
+    return CONNECTIONS / (time.monotonic() - start)
+
+
+def _commands(rounds: int) -> dict[str, Series]:
+    with _loaded() as space:
+        bind = ("bind", "web", "tcp", "127.1.0.0/16", "80")
+
+        def timed(*words: str) -> Callable[[], float]:
+            return lambda: 1000 * _seconds(space, *words)
+
+        cases = {"bind": timed(*bind), "status": timed("status"), "upgrade": timed("upgrade")}
+        return alternate(cases, rounds, "commands")
+
+
+def _lost_under_traffic() -> tuple[int, int]:
+    """How many connections were lost or went astray, and how many were made."""
+    with _loaded() as space, tempfile.TemporaryDirectory() as folder:
+        listener = space.tcp("127.0.0.1", backlog=1024)
+        assert space.register(("web", listener)).status == 0
+        paths = []
+        for number in range(2):
+            common = {"label": "web", "prefix": "127.1.0.0/16", "port": 0, "protocol": "tcp"}
+            other = {"label": "x", "prefix": f"127.2.0.{number}", "port": 80, "protocol": "tcp"}
+            paths.append(Path(folder, f"{number}.json"))
+            paths[-1].write_text(json.dumps({"bindings": [common, other]}))
+        changes = [["load-bindings", str(paths[number % 2])] for number in range(REPLACES)]
+        changes += [["upgrade"]] * UPGRADES
+        lost = made = 0
+        for words in changes:
+            with subprocess.Popen(space.command(*words), stderr=subprocess.DEVNULL) as process:
+                while process.poll() is None:
+                    made += 1
+                    # By ever other ports: else those of the client would run out.
+                    lost += not _reaches(listener, 1 + made % 65535)
+        return lost, made
+
+
+def _reaches(listener: socket.socket, port: int) -> bool:
+    try:
+        with socket.create_connection(("127.1.0.1", port), timeout=1) as client:
+            connection, peer = listener.accept()
+            connection.close()
+            return bool(peer == client.getsockname())
+    except OSError:
+        return False
