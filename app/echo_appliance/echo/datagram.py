@@ -18,13 +18,15 @@ from ..inherit import Inherited
 from ..linux import IP_FREEBIND, IP_RECVORIGDSTADDR, IPV6_FREEBIND, IPV6_RECVORIGDSTADDR
 from .buffer import VIEW, let_answers_be_long
 from .connection import Endpoint
-from .original import ANCILLARY_SIZE, answer_from, destination
+from .original import ANCILLARY_SIZE, answer_from, answer_to, destination, local_address
+from .replies import Replies
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from .original import Ancillary
+    from .replies import Peer
 
     Refused = frozenset[object]
 
@@ -94,7 +96,14 @@ class InternetDatagrams(_Datagrams):
         super().__init__(endpoint, inherited)
         self._refused = refused
         self._answers: dict[bytes, Ancillary | None] = {}
+        self._port = inherited.socket.getsockname()[1]
+        self._replies = Replies(endpoint)
         _ask_for_destination(inherited)
+
+    def close(self) -> None:
+        """Stop, and end the flows to other ports than ours."""
+        self._replies.close()
+        super().close()
 
     # Hot: local names; the control messages of an answer are made once per destination.
     # 0.74 of the same loop in C.
@@ -128,8 +137,9 @@ class InternetDatagrams(_Datagrams):
             except KeyError:
                 answer = self._remember(sent_to, ancillary)
             if answer is None:
-                counters.drop("sent-to-group")
-                continue
+                answer = self._answer_elsewhere(sent_to, peer, size)
+                if answer is None:
+                    continue
             try:
                 send((VIEW[:size],), answer, 0, peer)
             except OSError as error:
@@ -144,8 +154,33 @@ class InternetDatagrams(_Datagrams):
         if len(self._answers) >= _ANSWERS_KEPT:
             self._answers.clear()
         answer = answer_from(ancillary)
+        local = local_address(sent_to)
+        if local is not None and local[1] != self._port:
+            answer = None  # not by control messages: see _answer_elsewhere()
         self._answers[sent_to] = answer
         return answer
+
+    def _answer_elsewhere(self, sent_to: bytes, peer: "Peer", size: int) -> "Ancillary | None":
+        """Answer from another port than ours, for dispatch; or not at all, for a group.
+
+        Returns None when that is done, else how to answer from here after all.
+        """
+        counters = self._endpoint.counters
+        local = local_address(sent_to)
+        if local is None:
+            counters.drop("sent-to-group")
+            return None
+        if len(local) == 2:
+            # By a dual-stack socket an IPv4 client has an IPv6 name.
+            peer = (peer[0].removeprefix("::ffff:"), peer[1])
+        if self._replies.is_own(local, peer):
+            counters.drop("own-answer")
+            return None
+        if not self._replies.answer(local, peer, size):
+            return answer_to(sent_to)
+        counters.datagrams_sent += 1
+        counters.sent += size
+        return None
 
 
 class UnixDatagrams(_Datagrams):

@@ -45,7 +45,11 @@ def answer_from(ancillary: "Sequence[tuple[int, int, bytes]]") -> "Ancillary | N
     one packet must not be answered by everybody who is in it.  An empty list
     when the kernel reported no destination: then it chooses the address.
     """
-    data = destination(ancillary)
+    return answer_to(destination(ancillary))
+
+
+def answer_to(data: bytes) -> "Ancillary | None":
+    """The same for what destination() returned."""
     if len(data) == _SOCKADDR_IN.size:
         return _answer_from_inet(data)
     if len(data) == _SOCKADDR_IN6.size:
@@ -59,6 +63,17 @@ def destination(ancillary: "Sequence[tuple[int, int, bytes]]") -> bytes:
         if (level, kind) in _REPORTS:
             return data
     return b""
+
+
+def local_address(data: bytes) -> "tuple[str, int] | tuple[str, int, int, int] | None":
+    """Return what destination() reported as bind() takes it; None for a group or nothing."""
+    if len(data) == _SOCKADDR_IN.size and _answer_from_inet(data) is not None:
+        _, port, address = _SOCKADDR_IN.unpack(data)
+        return socket.inet_ntoa(address), int.from_bytes(port, "big")
+    if len(data) == _SOCKADDR_IN6.size and _answer_from_inet6(data) is not None:
+        _, port, _, address, scope = _SOCKADDR_IN6.unpack(data)
+        return socket.inet_ntop(socket.AF_INET6, address), int.from_bytes(port, "big"), 0, scope
+    return None
 
 
 def _answer_from_inet(data: bytes) -> "Ancillary | None":

@@ -114,8 +114,10 @@ class Space:
         words: list[str],
         passed: Sequence[tuple[str, socket.socket]],
         environment: dict[str, str],
+        mode: str = "dispatch",
     ) -> subprocess.Popen[str]:
-        """Start a dispatch command with inherited sockets, by their descriptor names."""
+        """Start a dispatch command (or another mode) with inherited sockets, by their names."""
+        words = self.command(*words)[3:] if mode == "dispatch" else [mode, *words]
         names = ":".join(name for name, _ in passed)
         numbers = [sock.fileno() for _, sock in passed]
         handed = {"LISTEN_FDS": str(len(passed)), "LISTEN_FDNAMES": names}
@@ -126,7 +128,7 @@ class Space:
                 os.dup2(number, 3 + index)
 
         return subprocess.Popen(
-            [sys.executable, "-c", _STUB, *self.command(*words)[3:]],
+            [sys.executable, "-c", _STUB, *words],
             env={**os.environ, **handed, **environment},
             preexec_fn=place, pass_fds=range(3, 3 + len(passed)),
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -141,6 +143,10 @@ class Space:
     def run_tool(self, *words: str) -> None:
         """Run a program of the system."""
         subprocess.run(words, check=True, capture_output=True, timeout=DEADLINE)
+
+    def descriptors(self, pid: int) -> list[str]:
+        """Return the descriptors that a process has open."""
+        return os.listdir(f"/proc/{pid}/fd")
 
     # -- sockets ---------------------------------------------------------------------
 
