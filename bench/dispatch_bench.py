@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from bench.core import BenchError, Options, Series, alternate
@@ -28,6 +29,8 @@ SIZES = (0, 1, 1_000, 1_000_000)
 LIMITS = {0: 25, 1: 60, 1_000: 150, 1_000_000: 250}  # ns
 CONNECTIONS = 2_000
 REPLACES, UPGRADES = 100, 20
+UDP_SECONDS = 0.7
+WILDCARD, PKTINFO = "wildcard port", "bound port"
 
 
 def run(options: Options) -> Section:
@@ -38,6 +41,7 @@ def run(options: Options) -> Section:
     costs = {size: _lookup_costs(size, rounds) for size in SIZES}
     loads = _loads(rounds)
     connections = _connections(rounds)
+    udp = _udp_replies(rounds)
     commands = _commands(max(rounds, 5))
     lost, made = _lost_under_traffic()
     title = "cost per lookup, "
@@ -45,6 +49,7 @@ def run(options: Options) -> Section:
         *(Row(f"{title}{size:,} bindings", "ns", {OURS: costs[size]}, True) for size in SIZES),
         Row("load-bindings of 1,000,000", "s", loads, True),
         Row("connections, 100,000 bindings", "/s", connections),
+        Row("UDP replies, one flow", "/s", udp),
         Row("one command", "ms", commands, True),
     ]
     targets = [
@@ -55,6 +60,7 @@ def run(options: Options) -> Section:
         Target("load-bindings of 1,000,000", loads["new"].median, 4, "s", True),
         Target("the same again", loads["unchanged"].median, 3, "s", True),
         Target("connections, of those without", connections[OURS].over(connections[WITHOUT]), 0.97),
+        Target("UDP wildcard replies, of PKTINFO's", udp[WILDCARD].over(udp[PKTINFO]), 0.7),
         Target("bind, from shell to done", commands["bind"].median, 60, "ms", True),
         Target(f"lost of {made} connections, {REPLACES} replaces, {UPGRADES} upgrades",
                lost, 0, "lost", True),
@@ -155,6 +161,36 @@ def _connect(listener: socket.socket, address: tuple[str, int]) -> float:
             connection, _ = listener.accept()
             connection.close()
     return CONNECTIONS / (time.monotonic() - start)
+
+
+def _udp_replies(rounds: int) -> dict[str, Series]:
+    """One flow, 32 datagrams of 32 octets under way: to a wildcard port, and to the bound one."""
+    with _loaded() as space:
+        sock = space.udp()
+        space.ok("bind", "echo", "udp", "127.1.0.0/16", "0")
+        assert space.register(("echo", sock)).status == 0
+        server = space.start([], (("echo", sock),), {}, mode="echo")
+        try:
+            targets = {WILDCARD: ("127.1.0.1", 7777), PKTINFO: sock.getsockname()}
+            cases = {name: partial(_exchange, target) for name, target in targets.items()}
+            return alternate(cases, rounds, "UDP replies")
+        finally:
+            server.terminate()
+            server.communicate()
+
+
+def _exchange(address: tuple[str, int]) -> float:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.settimeout(2)
+        client.connect(address)
+        count, start = 0, time.monotonic()
+        while time.monotonic() - start < UDP_SECONDS:
+            for _ in range(32):
+                client.send(bytes(32))
+            for _ in range(32):
+                client.recv(64)
+            count += 32
+        return count / (time.monotonic() - start)
 
 
 def _commands(rounds: int) -> dict[str, Series]:
