@@ -215,6 +215,7 @@ def _lost_under_traffic() -> tuple[int, int]:
             other = {"label": "x", "prefix": f"127.2.0.{number}", "port": 80, "protocol": "tcp"}
             paths.append(Path(folder, f"{number}.json"))
             paths[-1].write_text(json.dumps({"bindings": [common, other]}))
+        space.ok("load-bindings", str(paths[1]))
         changes = [["load-bindings", str(paths[number % 2])] for number in range(REPLACES)]
         changes += [["upgrade"]] * UPGRADES
         lost = made = 0

@@ -254,7 +254,7 @@ def test_options_mode_that_is_none_is_told(
     launch: Launcher, sockets: Sockets, mode: list[str]
 ) -> None:
     line = launch.fail([sockets.listen()], command=(*COMMAND, *mode))
-    assert "use echo or probe" in line
+    assert "use echo, probe or dispatch" in line
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["echo", "--help"], ["probe", "--help"]])
