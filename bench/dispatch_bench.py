@@ -7,6 +7,7 @@ lookup is that of the program by BPF_PROG_TEST_RUN, its own counters included.
 import json
 import os
 import socket
+import struct
 import subprocess
 import tempfile
 import time
@@ -232,7 +233,11 @@ def _reaches(listener: socket.socket, port: int) -> bool:
     try:
         with socket.create_connection(("127.1.0.1", port), timeout=1) as client:
             connection, peer = listener.accept()
+            own = client.getsockname()
+            # Closed by a reset, or the client's own ports would run out (EADDRNOTAVAIL).
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            client.close()
             connection.close()
-            return bool(peer == client.getsockname())
+            return bool(peer == own)
     except OSError:
         return False
