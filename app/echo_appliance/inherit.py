@@ -18,6 +18,8 @@ from .text import whole_number
 FIRST_DESCRIPTOR = 3  # SD_LISTEN_FDS_START
 INETD_NAME = "stdin"
 
+_LIST_LIMIT = 1024
+
 _HOW_TO = (
     "start me from a systemd .socket unit, or try: "
     "systemd-socket-activate -l 3000 echo-appliance echo"
@@ -89,6 +91,15 @@ def _keep_out_of_the_data() -> None:
     os.close(nowhere)
 
 
+def check_metrics(sockets: list[Inherited]) -> None:
+    """Raise SetupError unless each of these can serve the metrics page."""
+    for inherited in sockets:
+        if not (inherited.listening and inherited.type == socket.SOCK_STREAM):
+            raise SetupError(
+                f"{inherited} cannot serve metrics: pass a listening stream socket by that name"
+            )
+
+
 def describe(sock: socket.socket) -> str:
     """Name a socket's kind and address: 'inet stream 127.0.0.1:3000'."""
     family = (
@@ -98,6 +109,20 @@ def describe(sock: socket.socket) -> str:
     )
     kind = _TYPE_WORDS.get(sock.type, f"type {int(sock.type)}")
     return f"{family} {kind} {format_address(sock.getsockname())}".rstrip()
+
+
+def describe_all(served: list[Inherited]) -> str:
+    """Name what is served: 'demo (inet stream 127.0.0.1:3000), ...'.
+
+    Not all of it when that is much: a notification above 4,096 octets is ignored
+    whole by systemd, READY=1 included.
+    """
+    words = [f"{one.name} ({describe(one.socket)})" for one in served]
+    listed = len(words)
+    while len(", ".join(words[:listed]).encode()) > _LIST_LIMIT:
+        listed -= 1
+    more = [f"{len(words) - listed} more"] if listed < len(words) else []
+    return ", ".join(words[:listed] + more)
 
 
 def format_address(address: object) -> str:

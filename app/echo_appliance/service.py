@@ -18,7 +18,7 @@ from .metrics import total
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from typing import Protocol
 
     from .loop import Loop
@@ -139,6 +139,11 @@ class Service:
         if not self._status_pending:
             self._status_pending = True
             self.loop.call_later(STATUS_SECONDS, self._send_status)
+
+    @property
+    def connections(self) -> "Iterable[Connection]":
+        """Those that are waited for."""
+        return self._connections
 
     @property
     def open(self) -> int:
