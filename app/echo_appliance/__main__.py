@@ -13,6 +13,7 @@ usage: echo-appliance MODE [option ...]
 
 modes:
   echo     send back what arrives on every inherited socket
+  forward  relay every inherited socket to a target, on any socket family
   probe    test an echo server from outside, on any socket family
 
 echo-appliance MODE --help lists a mode's options.
@@ -25,20 +26,22 @@ def main(arguments: "Sequence[str] | None" = None) -> int:
     try:
         if mode == "echo":
             from .echo.command import main as run
+        elif mode == "forward":
+            from .forward.command import main as run
         elif mode == "probe":
             from .probe import main as run
         elif mode in ("-h", "--help", "help"):
             sys.stdout.write(USAGE)
             return 0
         else:
-            raise SetupError(f"{mode!r} is not a mode: use echo or probe" if mode else
-                             "no mode given: use echo or probe")  # fmt: skip
+            raise SetupError(f"{mode!r} is not a mode: use echo, forward or probe" if mode else
+                             "no mode given: use echo, forward or probe")  # fmt: skip
         return run(rest)
     except KeyboardInterrupt:
         return 130  # 128 + SIGINT, as a shell reports it
     except SetupError as error:
         say(str(error))
-        return 2 if mode not in ("echo", "probe") else 1
+        return 2 if mode not in ("echo", "forward", "probe") else 1
 
 
 if __name__ == "__main__":

@@ -14,10 +14,19 @@ from .inherit import Inherited
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Protocol
 
-    from .admission import Admission
     from .loop import Loop, Timer
     from .metrics import Counters
+
+    class Admission(Protocol):
+        """Who decides: an admission.Admission, or several of them as one."""
+
+        @property
+        def full(self) -> bool: ...
+        def admit(self, source: str | None) -> bool: ...
+        def release(self, source: str | None) -> None: ...
+        def wait_for_room(self, resume: Callable[[], None]) -> None: ...
 
 # Few enough that a burst is shared among workers and that open connections are served in
 # between; a queue that is longer is simply reported again.
