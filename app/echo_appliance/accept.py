@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         def release(self, source: str | None) -> None: ...
         def wait_for_room(self, resume: Callable[[], None]) -> None: ...
 
+
 # Few enough that a burst is shared among workers and that open connections are served in
 # between; a queue that is longer is simply reported again.
 ACCEPTS_PER_TURN = 16

@@ -14,7 +14,7 @@ from ..metrics import Registry
 from ..metrics_http import NAME as METRICS
 from ..metrics_http import check_metrics, serve_metrics
 from ..notify import ServiceManager
-from ..options import Parser, add_service_options, seconds
+from ..options import ArgumentError, Parser, add_service_options, count, seconds
 from ..service import Lifetimes, Service
 from . import config
 from .passage import Entrance, House, Passage, set_keepalive
@@ -36,7 +36,7 @@ DESCRIPTORS_EACH = 2  # the client's and the backend's
 
 
 class Options:
-    """What the command line says; filled by argparse."""
+    """What the command line says; filled by the parser."""
 
     to: list[str]
     config: str | None
@@ -45,7 +45,7 @@ class Options:
     connect_retry: float | None
     balance: str | None
     proxy_protocol: str | None
-    keepalive: float | None
+    keepalive: int | None
     access_log: str | None
     max_connections: int | None
     max_connections_per_source: int
@@ -64,6 +64,8 @@ def main(arguments: "Sequence[str]") -> int:
         routes = _load(options)
     except ParseError as error:
         raise SetupError(str(error)) from error
+    if options.workers > 1:
+        raise SetupError("forward serves in one process: drop --workers")
     if options.check:
         sys.stdout.write(config.describe(routes))
         return 0
@@ -75,43 +77,66 @@ def _parse(arguments: "Sequence[str]") -> Options:
     parser = Parser(
         "echo-appliance forward", "Relay every inherited socket to a target, in both directions."
     )
-    where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument(
-        "--to", action="append", metavar="TARGET", default=[],
-        help="where all sockets lead, as tcp:HOST:PORT, unix:/path, unix:@name, vsock:CID:PORT, "
-        "udp:HOST:PORT, unix-dgram:/path or fd:NAME; several: the first that answers",
+    parser.group("where to (one of the two)")
+    parser.add(
+        "--to", _each(), default=[], metavar="TARGET",
+        help="where all sockets lead, as tcp:HOST:PORT, unix:/path, unix:@name, vsock:CID:PORT,"
+        " udp:HOST:PORT, unix-dgram:/path or fd:NAME; given again: others that do the same",
     )  # fmt: skip
-    where.add_argument("--config", metavar="FILE", help="routes by descriptor name, as TOML")
-    parser.add_argument(
-        "--check", action="store_true", help="say what the configuration means, and exit"
-    )
-    ways = parser.add_argument_group("ways", "for all routes; a configuration may say otherwise")
-    ways.add_argument(
-        "--connect-timeout", type=seconds, metavar="S",
+    parser.add("--config", metavar="FILE", help="routes by descriptor name, as TOML")
+    parser.add("--check", default=False, help="say what the configuration means, and exit")
+    _add_ways(parser)
+    add_service_options(parser)
+    options = parser.parse(arguments, Options())
+    if bool(options.to) == (options.config is not None):
+        parser.error("say where to: either --to TARGET or --config FILE")
+    return options
+
+
+def _add_ways(parser: Parser) -> None:
+    parser.group("ways, where the configuration says nothing else")
+    parser.add(
+        "--connect-timeout", seconds, metavar="S",
         help="give a backend S seconds to answer (default: 5)",
     )  # fmt: skip
-    ways.add_argument(
-        "--connect-retry", type=seconds, metavar="S",
-        help="let the client wait while no backend answers, and ask again for S seconds",
+    parser.add(
+        "--connect-retry", seconds, metavar="S",
+        help="while no backend answers, let the client wait, and ask again for S seconds",
     )  # fmt: skip
-    ways.add_argument(
-        "--balance", choices=("first-alive", "round-robin"),
-        help="which of several targets is asked first (default: first-alive)",
+    parser.add(
+        "--balance", metavar="HOW",
+        help="which of several targets is asked first: first-alive (default) or round-robin",
     )  # fmt: skip
-    ways.add_argument(
-        "--proxy-protocol", choices=("none", "v1", "v2"),
-        help="tell backends the client's address in a PROXY header (default: none)",
+    parser.add(
+        "--proxy-protocol", metavar="VERSION",
+        help="tell backends the client's address in a PROXY header: v1, v2 or none (default)",
     )  # fmt: skip
-    ways.add_argument(
-        "--keepalive", type=seconds, metavar="S",
+    parser.add(
+        "--keepalive", count, metavar="S",
         help="let TCP ask after S silent seconds whether a peer is there (default: never)",
     )  # fmt: skip
-    parser.add_argument(
-        "--access-log", choices=("text", "json"),
-        help="write a line per connection to standard output",
+    parser.group("log")
+    parser.add(
+        "--access-log", _log_form, metavar="FORM",
+        help="write a line per connection to standard output, as text or json",
     )  # fmt: skip
-    add_service_options(parser)
-    return parser.parse_args(arguments, namespace=Options())
+
+
+def _each() -> "Callable[[str], list[str]]":
+    """Read an option that may be given several times."""
+    values: list[str] = []
+
+    def read(text: str) -> list[str]:
+        values.append(text)
+        return values
+
+    return read
+
+
+def _log_form(text: str) -> str:
+    if text not in ("text", "json"):
+        raise ArgumentError(f"{text!r} is neither text nor json")
+    return text
 
 
 def _load(options: Options) -> "Routes":
@@ -121,7 +146,7 @@ def _load(options: Options) -> "Routes":
         "connect-retry": options.connect_retry,
         "balance": options.balance,
         "proxy-protocol": options.proxy_protocol,
-        "keepalive": None if options.keepalive is None else int(options.keepalive),
+        "keepalive": options.keepalive,
         "idle-timeout": options.idle_timeout or None,
     }
     defaults = {key: value for key, value in given.items() if value is not None}
@@ -169,6 +194,7 @@ class Forwarder:
         service = self._build(Loop(), ServiceManager(), counts, limit)
         for inherited in self._metrics:
             serve_metrics(service, inherited, counts)
+        service.obey_signals()
         return service.run()
 
     def _build(self, loop: Loop, manager: "Manager", counts: Counts, limit: int) -> Service:

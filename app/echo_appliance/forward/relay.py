@@ -29,6 +29,8 @@ import select
 import socket
 import struct
 
+from ..echo.buffer import VIEW
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Protocol
@@ -45,10 +47,7 @@ if TYPE_CHECKING:
 # cache, and this is what each stalled direction of a connection may cost.
 READ_SIZE = 384 * 1024
 
-# One buffer serves all relays: nothing stays in it between two events.  Of zeroed memory
-# only the pages that were once needed are real.
-_buffer = bytearray(READ_SIZE)
-_view = memoryview(_buffer)
+_view = VIEW[:READ_SIZE]
 
 _UNWATCHED = -1
 
@@ -93,7 +92,7 @@ class Side:
             self._on_rare(events)
             return
         try:
-            received = self._recv_into(_buffer)
+            received = self._recv_into(_view)
         except BlockingIOError:
             return
         except OSError as error:
