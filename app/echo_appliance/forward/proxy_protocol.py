@@ -94,10 +94,14 @@ def serialize_v1(header: Header) -> bytes:
 
 
 def serialize_v2(header: Header) -> bytes:
-    """Return the header in binary, without TLVs."""
+    """Return the header in binary, without TLVs.
+
+    A client without an address is LOCAL, as haproxy sends it; PROXY with an
+    unspecified family is right by section 2.2, but haproxy 2.6 refuses it (and unix).
+    """
     family = Family.UNSPEC if header.local else header.family
     addresses = _pack(family, header)
-    command = 0x20 if header.local else 0x21
+    command = 0x20 if family is Family.UNSPEC else 0x21
     return _V2_FIXED.pack(_V2_START, command, family.value, len(addresses)) + addresses
 
 
