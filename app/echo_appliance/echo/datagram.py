@@ -94,7 +94,7 @@ class InternetDatagrams(_Datagrams):
         super().__init__(endpoint, inherited)
         self._refused = refused
         self._answers: dict[bytes, Ancillary | None] = {}
-        _ask_for_destination(inherited)
+        ask_for_destination(inherited)
 
     # Hot: local names; the control messages of an answer are made once per destination.
     # 0.74 of the same loop in C.
@@ -133,7 +133,7 @@ class InternetDatagrams(_Datagrams):
             try:
                 send((VIEW[:size],), answer, 0, peer)
             except OSError as error:
-                counters.drop(_send_reason(error))
+                counters.drop(send_reason(error))
                 continue
             counters.datagrams_sent += 1
             counters.sent += size
@@ -191,7 +191,7 @@ class UnixDatagrams(_Datagrams):
         try:
             self._socket.sendmsg((VIEW[:size],), (), 0, peer or None)
         except OSError as error:
-            counters.drop(_send_reason(error))
+            counters.drop(send_reason(error))
             return
         counters.datagrams_sent += 1
         counters.sent += size
@@ -242,7 +242,8 @@ def _identity(address: "str | bytes") -> object:
     return (found.st_dev, found.st_ino)
 
 
-def _ask_for_destination(inherited: Inherited) -> None:
+def ask_for_destination(inherited: Inherited) -> None:
+    """Let the kernel report where each datagram was sent to, and let answers leave from there."""
     options = [
         # A dual-stack socket reports IPv4 destinations by the IPv4 option.
         (socket.IPPROTO_IP, IP_RECVORIGDSTADDR, "IP_RECVORIGDSTADDR"),
@@ -260,6 +261,7 @@ def _ask_for_destination(inherited: Inherited) -> None:
             say(f"{inherited}: {name} refused ({error.strerror}); the kernel picks the address")
 
 
-def _send_reason(error: OSError) -> str:
+def send_reason(error: OSError) -> str:
+    """Name why a datagram could not be sent, for the counters."""
     number = error.errno or 0
     return _SEND_REASONS.get(number, errno.errorcode.get(number, str(number)).lower())
