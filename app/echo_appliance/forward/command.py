@@ -7,12 +7,11 @@ import sys
 from ..accept import Acceptor
 from ..admission import Admission
 from ..errors import ParseError, SetupError, say
-from ..inherit import Inherited, describe_all, take
+from ..inherit import Inherited, check_metrics, describe_all, take
 from ..limits import connection_limit
 from ..loop import Loop
+from ..metrics import SOCKET_NAME as METRICS
 from ..metrics import Registry
-from ..metrics_http import NAME as METRICS
-from ..metrics_http import check_metrics, serve_metrics
 from ..notify import ServiceManager
 from ..options import ArgumentError, Parser, add_service_options, count, seconds
 from ..service import Lifetimes, Service
@@ -192,8 +191,11 @@ class Forwarder:
         registry = Registry()
         counts = Counts(registry)
         service = self._build(Loop(), ServiceManager(), counts, limit)
-        for inherited in self._metrics:
-            serve_metrics(service, inherited, counts)
+        if self._metrics:
+            from ..metrics_http import serve_metrics
+
+            for inherited in self._metrics:
+                serve_metrics(service, inherited, counts)
         service.obey_signals()
         return service.run()
 
