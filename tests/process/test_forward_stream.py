@@ -14,7 +14,6 @@ from tests.process.forwarding import FAMILIES, Forwarding, in_thread
 from tests.process.launcher import Launcher, eventually
 from tests.process.peers import (
     Sockets,
-    exchange,
     pattern,
     receive,
     receive_to_end,
@@ -55,12 +54,27 @@ def test_forward_bulk_in_both_directions_at_once_is_exact(
     front, backend = sockets.listen(), sockets.listen()
     forward.to(front, backend)
     client, accepted = forward.joined(front, backend)
-    answers: list[bytes] = []
-    there = payload[::-1]
-    thread = in_thread(lambda: answers.append(exchange(accepted, there, eager=True)))
-    assert exchange(client, payload, eager=False) == there
-    thread.join()
-    assert answers == [payload]
+    there, answers = payload[::-1], dict[str, bytes]()
+
+    def send(sock: socket.socket, octets: bytes) -> None:
+        sock.sendall(octets)
+        sock.shutdown(socket.SHUT_WR)
+
+    def receive_slowly(sock: socket.socket) -> None:
+        parts = []
+        while part := sock.recv(100_000):
+            parts.append(part)
+        answers["client"] = b"".join(parts)
+
+    threads = [
+        in_thread(lambda: send(client, payload)),
+        in_thread(lambda: send(accepted, there)),
+        in_thread(lambda: receive_slowly(client)),
+    ]
+    assert receive_to_end(accepted) == payload
+    for thread in threads:
+        thread.join()
+    assert answers["client"] == there
 
 
 @pytest.mark.parametrize("family", ["inet", "unix"])

@@ -34,7 +34,7 @@ class Peers:
         address = _address(source.partition("%")[0])
         if address is None:  # a CID: it has neither dots nor colons
             return VSOCK in self._others or f"{VSOCK}:{source}" in self._others
-        bits, value = address
+        bits, value = _unmapped(*address)
         return any(
             value >> rest in values
             for (size, rest), values in self._prefixes.items()
@@ -54,6 +54,8 @@ class Peers:
             )
         bits, value = address
         rest = bits - _prefix_length(text, length, bits) if slash else 0
+        if rest <= 32:
+            bits, value = _unmapped(bits, value)
         if value >> rest << rest != value:
             raise ParseError(f"{text!r} has bits set beyond its length: which prefix is meant?")
         self._prefixes.setdefault((bits, rest), set()).add(value >> rest)
@@ -66,9 +68,14 @@ def _address(text: str) -> tuple[int, int] | None:
         octets = socket.inet_pton(family, text)
     except (OSError, ValueError):
         return None
-    if octets.startswith(b"\0" * 10 + b"\xff\xff"):  # an IPv4 client of a dual-stack socket
-        return 32, int.from_bytes(octets[12:], "big")
     return _BITS[family], int.from_bytes(octets, "big")
+
+
+def _unmapped(bits: int, value: int) -> tuple[int, int]:
+    """Return the IPv4 address that an IPv6 one stands for (RFC 4291 section 2.5.5.2)."""
+    if bits == 128 and value >> 32 == 0xFFFF:
+        return 32, value & 0xFFFFFFFF
+    return bits, value
 
 
 def _prefix_length(text: str, length: str, bits: int) -> int:
