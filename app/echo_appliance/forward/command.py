@@ -218,7 +218,11 @@ class Forwarder:
         entrance = Entrance(house, route, registry.counters(inherited.name))
         self._entrances.append((inherited, entrance))
         service = house.service
-        if inherited.listening:
+        if inherited.is_dgram:
+            from .datagram import Datagrams
+
+            service.add_source(Datagrams(entrance, inherited))
+        elif inherited.listening:
             set_keepalive(inherited.socket, route.keepalive)  # connections inherit it
             acceptor = Acceptor(
                 service.loop, inherited, entrance.gate, entrance.counters, entrance.serve
@@ -301,13 +305,16 @@ def _check_fit(inherited: Inherited, routes: "Routes") -> None:
     name = inherited.name
     if name not in routes and EVERY_NAME not in routes:
         raise SetupError(f"{inherited} has no route: add [route.{name}] to the configuration")
-    if inherited.type != socket.SOCK_STREAM:
+    if inherited.type not in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
         raise SetupError(f"{inherited} cannot be forwarded: pass stream or dgram sockets")
+    route = _route_of(routes, name)
     kinds = {
         backend.target.type
-        for destination in _route_of(routes, name).destinations()
+        for destination in route.destinations()
         for backend in destination.backends
     }
+    if inherited.is_dgram and (route.tls is not None or route.accept_proxy_from is not None):
+        raise SetupError(f"{inherited}: TLS rules and PROXY headers are for streams")
     if kinds != {inherited.type}:
         raise SetupError(f"{inherited}: a stream needs a stream's target, a dgram a dgram's")
 
