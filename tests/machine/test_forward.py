@@ -135,3 +135,52 @@ def test_forward_backend_that_is_replaced_is_reached(forward: testinfra.host.Hos
     forward.check_output("systemctl --user stop forward-backend-one.service")
     start_backend(forward, "one")
     assert ask() == b"one heard hello"
+
+
+# The image has Python, so it can be a backend too: it says who asked.  It listens on its network.
+NETWORK_BACKEND = """
+import socket
+server = socket.create_server(("", 8080))
+while True:
+    client, peer = server.accept()
+    client.sendall(b"heard " + client.recv(200))
+    client.close()
+"""
+
+
+@pytest.fixture
+def network(user: testinfra.host.Host) -> Iterator[testinfra.host.Host]:
+    """Give the user a podman network with the container "web" on it, and a route to that."""
+    image = "--entrypoint=/usr/bin/python3 localhost/echo-appliance:latest"
+    user.check_output("podman network create forward")
+    user.check_output(
+        f"podman run --detach --rm --name=web --network=forward {image} -c %s", NETWORK_BACKEND
+    )
+    text = '[route.forward]\nto = "tcp:web:8080"\nconnect-retry = 10\nproxy-protocol = "v1"\n'
+    user.check_output(
+        f"mkdir -p {CONFIG} ~/.config/systemd/user && printf %s %s > {CONFIG}/network.toml",
+        "%s", text,
+    )  # fmt: skip
+    user.check_output(f"cp -r {UNITS}/forward* ~/.config/systemd/user")
+    user.check_output("systemctl --user daemon-reload")
+    user.check_output("systemctl --user start forward@network.socket")
+    yield user
+    user.run("systemctl --user stop 'forward*.socket' 'forward*.service'")
+    clean(user)
+    user.run("podman rm --force --time=0 web")
+    user.run("podman network rm --force forward")
+    user.check_output(f"rm -rf {CONFIG}")
+
+
+def test_forward_container_on_a_network_is_reached_by_its_name(
+    network: testinfra.host.Host,
+) -> None:
+    with socket.create_connection(("127.0.0.1", 11001), timeout=20) as client:
+        port = client.getsockname()[1]
+        client.sendall(b"hello")
+        # The socket is systemd's, so the client's own address comes through, which it does not
+        # through the ports that rootless podman itself publishes.
+        assert receive(client, 200).startswith(
+            f"heard PROXY TCP4 127.0.0.1 127.0.0.1 {port} ".encode()
+        )
+    assert network.service("forward@network.service").is_running
