@@ -137,13 +137,16 @@ def test_forward_backend_that_is_replaced_is_reached(forward: testinfra.host.Hos
     assert ask() == b"one heard hello"
 
 
-# The image has Python, so it can be a backend too: it says who asked.  It listens on its network.
+# The image has Python, so it can be a backend too, and say what it is told.
 NETWORK_BACKEND = """
 import socket
 server = socket.create_server(("", 8080))
 while True:
-    client, peer = server.accept()
-    client.sendall(b"heard " + client.recv(200))
+    client, _ = server.accept()
+    heard = b""
+    while not heard.endswith(b"hello"):
+        heard += client.recv(200)
+    client.sendall(b"heard " + heard)
     client.close()
 """
 

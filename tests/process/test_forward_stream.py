@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.process.forwarding import FAMILIES, Forwarding, in_thread
-from tests.process.launcher import Launcher, eventually
+from tests.process.launcher import Launcher, eventually, frozen
 from tests.process.peers import (
     Sockets,
     pattern,
@@ -107,6 +107,23 @@ def test_forward_reset_is_passed_on_as_a_reset(
     one.sendall(b"x")
     receive(other, 1)
     reset(one)
+    with pytest.raises(ConnectionResetError):
+        other.recv(1)
+
+
+@pytest.mark.parametrize("first", ["client", "backend"])
+def test_forward_octets_before_a_reset_are_delivered(
+    forward: Forwarding, sockets: Sockets, first: str
+) -> None:
+    # An answer, and a close with something unread: a direct peer would still get the answer.
+    front, backend = sockets.listen(), sockets.listen()
+    forwarder = forward.to(front, backend)
+    pair = forward.joined(front, backend)
+    one, other = pair if first == "client" else pair[::-1]
+    with frozen(forwarder.pid):
+        one.sendall(b"answer")
+        reset(one)
+    assert receive(other, 6) == b"answer"
     with pytest.raises(ConnectionResetError):
         other.recv(1)
 

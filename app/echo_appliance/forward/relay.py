@@ -150,20 +150,22 @@ class Side:
         return len(self._unsent) if self._unsent is not None else 0
 
     def _on_rare(self, events: int) -> None:
-        if events & select.EPOLLERR:
+        reading = self._unsent is None and not self._eof
+        if events & select.EPOLLERR and not reading:
             number = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if number:
                 self._fail(OSError(number, ""))
                 return
-        if events & select.EPOLLOUT and self._peer._unsent is not None:
+        elif events & select.EPOLLOUT and self._peer._unsent is not None:
             self._peer._flush(self._peer._unsent)
             if self._watched == _UNWATCHED:
                 return  # that was the end
-        if self._unsent is None and not self._eof:
-            if events & ~select.EPOLLOUT:
-                self.on_event(select.EPOLLIN)
-        elif events & select.EPOLLHUP:
-            self.unwatch()
+        if not reading:
+            if events & select.EPOLLHUP:
+                self.unwatch()
+        elif events & ~select.EPOLLOUT:
+            # Also on an error: what came before a reset is read first, and the error after it.
+            self.on_event(select.EPOLLIN)
 
     def _stall(self, unsent: bytes) -> None:
         self._unsent = memoryview(unsent)
