@@ -138,8 +138,8 @@ def test_forward_sessions_end_when_nothing_moves(forward: Forwarding, sockets: S
     before = forwarder.descriptors
     for _ in range(5):
         exchange(sockets.connect(front), backend, b"hello")
+    eventually(lambda: pages.scrape(metrics)["connections_total", "dns"] == 5, "the count")
     eventually(lambda: pages.scrape(metrics)["connections", "dns"] == 0, "sessions to end")
-    assert pages.scrape(metrics)["connections_total", "dns"] == 5
     eventually(lambda: forwarder.descriptors == before, "their sockets to be closed")
 
 
