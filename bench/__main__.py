@@ -12,7 +12,7 @@ import sys
 from bench import plot, report
 from bench.core import BENCH, BenchError, Options
 
-MODES = ("echo",)
+MODES = ("echo", "forward")
 
 
 def arguments() -> argparse.Namespace:
