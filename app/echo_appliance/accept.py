@@ -118,7 +118,7 @@ class Acceptor:
             self._counters.refuse("aborted")
             return True
         self._exhausted = False
-        source = _source(self._family, address)
+        source = source_of(self._family, address)
         if not self._admission.admit(source):
             self._counters.refuse("source-limit")
             connection.close()
@@ -155,7 +155,7 @@ def _disable_nagle(inherited: Inherited) -> None:
         say(f"{inherited}: TCP_NODELAY refused ({error.strerror}); going on without")
 
 
-def _source(family: int, address: object) -> str | None:
+def source_of(family: int, address: object) -> str | None:
     """Return what connections are counted by: the peer's IP address or vsock CID."""
     if family == socket.AF_UNIX or not isinstance(address, tuple):
         return None

@@ -60,6 +60,16 @@ def assert_reset(client: socket.socket) -> None:
         client.recv(1)
 
 
+def assert_refused(front: socket.socket, sockets: Sockets, source: object = None) -> None:
+    """The same from the start; the reset may be there before connect() has returned."""
+
+    def connect_and_read() -> bytes:
+        return sockets.connect(front, source=source).recv(1)
+
+    with pytest.raises(ConnectionResetError):
+        connect_and_read()
+
+
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_UNIX])
 def test_forward_backend_that_starts_late_is_waited_for(
     forward: Forwarding, sockets: Sockets, family: int
@@ -91,7 +101,7 @@ def test_forward_without_retry_a_dead_backend_resets_the_client(
 ) -> None:
     front, metrics, backend = sockets.listen(), sockets.listen(), nobody(sockets)
     forward.config(f'[route.web]\nto = "{target(backend)}"\n', web=front, metrics=metrics)
-    assert_reset(sockets.connect(front))
+    assert_refused(front, sockets)
     page = pages.scrape(metrics)
     assert page["connections_ended_total", "web", "connect-refused"] == 1
     assert page["connections", "web"] == 0
@@ -209,7 +219,7 @@ def test_forward_name_that_nobody_knows_ends_the_connection(
             [front, metrics], "--to", "tcp:nobody.invalid:80", "--connect-timeout", "3",
             names=["web", "metrics"], command=command,
         )  # fmt: skip
-        assert_reset(sockets.connect(front))
+        assert_refused(front, sockets)
     ended = [key for key in pages.scrape(metrics) if key[0] == "connections_ended_total"]
     assert ended
     assert ended[0][2] in ("name-not-resolved", "connect-timeout")
@@ -226,9 +236,27 @@ def test_forward_denied_clients_are_refused_and_counted(
         f'[route.web]\nto = "{target(backend)}"\nallow = ["127.0.0.0/8"]\ndeny = ["127.0.0.9"]\n',
         web=front, metrics=metrics,
     )  # fmt: skip
-    assert_reset(sockets.connect(front, source=("127.0.0.9", 0)))
+    assert_refused(front, sockets, ("127.0.0.9", 0))
     asks(front, sockets, backend)
     assert pages.scrape(metrics)["connections_refused_total", "web", "denied"] == 1
+
+
+def test_forward_rules_apply_to_a_connection_that_was_passed(
+    forward: Forwarding, sockets: Sockets
+) -> None:
+    server, backend = sockets.listen(), sockets.listen()
+    for rule, served in (("allow", True), ("deny", False)):
+        client = sockets.connect(server)
+        accepted = sockets.keep(server.accept()[0])
+        forward.config(
+            f'[route.web]\nto = "{target(backend)}"\n{rule} = ["127.0.0.1"]\n', web=accepted
+        )
+        accepted.close()
+        if served:
+            client.sendall(b"?")
+            assert receive(sockets.keep(backend.accept()[0]), 1) == b"?"
+        else:
+            assert_reset(client)
 
 
 def test_forward_route_limit_holds_others_back_until_there_is_room(

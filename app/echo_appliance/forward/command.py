@@ -4,7 +4,7 @@ import signal
 import socket
 import sys
 
-from ..accept import Acceptor
+from ..accept import Acceptor, source_of
 from ..admission import Admission
 from ..errors import ParseError, SetupError, say
 from ..inherit import Inherited, check_metrics, describe_all, take
@@ -18,7 +18,7 @@ from ..service import Lifetimes, Service
 from . import config
 from .passage import Entrance, House, Passage, set_keepalive
 from .resolve import Resolver
-from .route import EVERY_NAME, Route
+from .route import EVERY_NAME, Route, admit
 from .target import Standby, is_passed
 
 TYPE_CHECKING = False
@@ -231,8 +231,8 @@ class Forwarder:
             self._restart.append(acceptor.start)
         else:
             # What systemd accepted for us (Accept=yes) is served whatever the limits are.
-            entrance.gate.admit(None)
-            service.at_start(lambda: entrance.serve(inherited.socket, None))
+            admit(house.admission, route, None)
+            service.at_start(lambda: entrance.take(inherited.socket, _peer(inherited), None))
 
     def _keep_standby(self) -> Standby:
         standby = Standby()
@@ -284,6 +284,14 @@ class Forwarder:
             _check_fit(inherited, routes)
         for name in _passed_names(routes):
             _check_standby(name, [one for one in self._standby if one.name == name])
+
+
+def _peer(inherited: Inherited) -> str | None:
+    """Return the source of a connection that was passed as such, for the route's rules."""
+    try:
+        return source_of(inherited.family, inherited.socket.getpeername())
+    except OSError:
+        return None  # it was reset; the relay will find out
 
 
 def _route_of(routes: "Routes", name: str) -> Route:

@@ -65,20 +65,24 @@ class Entrance:
 
     def serve(self, sock: socket.socket, source: str | None) -> None:
         """Take over a connection that the gate has admitted."""
+        self.take(sock, source, self.gate.counted_as(source))
+
+    def take(self, sock: socket.socket, source: str | None, counted_as: str | None) -> None:
+        """Take over a connection from `source` that admission has counted in."""
         route = self.gate.route
         proxies = route.accept_proxy_from
+        reason = ""
         if proxies is not None and source not in proxies:
-            self._refuse(sock, source, "proxy-untrusted")
+            reason = "proxy-untrusted"
         elif proxies is None and not route.permits(source):
-            self._refuse(sock, source, "denied")
-        else:
-            Passage(self, route, sock, self.gate.counted_as(source)).start()
-
-    def _refuse(self, sock: socket.socket, source: str | None, reason: str) -> None:
+            reason = "denied"
+        if not reason:
+            Passage(self, route, sock, counted_as).start()
+            return
         self.counters.refuse(reason)
         reset_on_close(sock)
         sock.close()
-        self.gate.release(source)
+        release(self.house.admission, route, counted_as)
 
 
 class Passage:
