@@ -13,9 +13,11 @@ if TYPE_CHECKING:
 class Admission:
     """Counts connections against their limits.  A limit of 0 means none."""
 
-    __slots__ = ("_limit", "_per_source", "_sources", "_waiting", "open")
+    __slots__ = ("_limit", "_per_source", "_sources", "_waiting", "on_pause", "open")
 
-    def __init__(self, limit: int, per_source: int) -> None:
+    def __init__(self, limit: int, per_source: int, on_pause: "Callable[[], None]") -> None:
+        """on_pause() is for acceptors to call when they leave the backlog to others."""
+        self.on_pause = on_pause
         self._limit = limit
         self._per_source = per_source
         self._sources: dict[str, int] = {}

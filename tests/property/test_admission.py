@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from echo_appliance.admission import Admission
+from tests.unit.fakes import nothing
 
 Sources = st.sampled_from(["a", "b", "c", None])
 
@@ -14,7 +15,7 @@ Sources = st.sampled_from(["a", "b", "c", None])
 def test_admission_any_history_keeps_both_limits(
     limit: int, per_source: int, history: list[tuple[bool, str | None]]
 ) -> None:
-    admission = Admission(limit, per_source)
+    admission = Admission(limit, per_source, nothing)
     held: Counter[str | None] = Counter()
     for arrives, source in history:
         if arrives and not admission.full:

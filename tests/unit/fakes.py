@@ -7,6 +7,10 @@ if TYPE_CHECKING:
     from echo_appliance.metrics import Snapshot
 
 
+def nothing() -> None:
+    """What to call when nobody wants to know."""
+
+
 class FakeTimer:
     """What call_later() returned."""
 
@@ -87,6 +91,9 @@ class FakeManager:
 
     def stopping(self, why: str) -> None:
         self.heard.append(f"stopping {why}")
+
+    def full(self) -> None:
+        self.heard.append("full")
 
     def alive(self) -> None:
         self.heard.append("alive")

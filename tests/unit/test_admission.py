@@ -1,10 +1,11 @@
 """Admission: the two limits, and who is told when there is room again."""
 
 from echo_appliance.admission import Admission
+from tests.unit.fakes import nothing
 
 
 def test_admission_at_the_limit_is_full_until_a_release() -> None:
-    admission = Admission(2, 0)
+    admission = Admission(2, 0, nothing)
     assert admission.admit("a")
     assert not admission.full
     assert admission.admit("b")
@@ -14,13 +15,13 @@ def test_admission_at_the_limit_is_full_until_a_release() -> None:
 
 
 def test_admission_without_limits_is_never_full() -> None:
-    admission = Admission(0, 0)
+    admission = Admission(0, 0, nothing)
     assert all(admission.admit("a") for _ in range(1000))
     assert not admission.full
 
 
 def test_admission_of_one_source_is_refused_at_its_share_and_others_are_not() -> None:
-    admission = Admission(10, 2)
+    admission = Admission(10, 2, nothing)
     assert admission.admit("a")
     assert admission.admit("a")
     assert not admission.admit("a")
@@ -29,14 +30,14 @@ def test_admission_of_one_source_is_refused_at_its_share_and_others_are_not() ->
 
 
 def test_admission_of_unix_peers_is_counted_in_total_only() -> None:
-    admission = Admission(3, 1)
+    admission = Admission(3, 1, nothing)
     assert admission.admit(None)
     assert admission.admit(None)
     assert admission.open == 2
 
 
 def test_admission_release_forgets_a_source_that_has_none_left() -> None:
-    admission = Admission(0, 5)
+    admission = Admission(0, 5, nothing)
     for number in range(100):
         admission.admit(str(number))
         admission.release(str(number))
@@ -44,7 +45,7 @@ def test_admission_release_forgets_a_source_that_has_none_left() -> None:
 
 
 def test_admission_release_wakes_each_waiting_acceptor_once() -> None:
-    admission = Admission(2, 0)
+    admission = Admission(2, 0, nothing)
     woken: list[str] = []
     admission.admit("a")
     admission.admit("a")
@@ -56,7 +57,7 @@ def test_admission_release_wakes_each_waiting_acceptor_once() -> None:
 
 
 def test_admission_release_lets_a_woken_acceptor_wait_again() -> None:
-    admission = Admission(1, 0)
+    admission = Admission(1, 0, nothing)
     turns: list[int] = []
 
     def resume() -> None:

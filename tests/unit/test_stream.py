@@ -13,7 +13,7 @@ from echo_appliance.echo.stream import StreamConnection
 from echo_appliance.loop import Loop
 from echo_appliance.metrics import Registry
 from echo_appliance.service import Lifetimes, Service
-from tests.unit.fakes import FakeLoop, FakeManager
+from tests.unit.fakes import FakeLoop, FakeManager, nothing
 
 DESCRIPTOR = 42
 
@@ -66,7 +66,7 @@ class World:
         self.service = Service(
             cast(Loop, self.loop), FakeManager(), registry, Lifetimes(), "demo"
         )  # fmt: skip
-        self.admission = Admission(10, 1)
+        self.admission = Admission(10, 1, nothing)
         self.counters = registry.counters("demo")
         endpoint = Endpoint(
             self.service, self.admission, self.counters, "demo", idle_timeout=idle_timeout
