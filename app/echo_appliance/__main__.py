@@ -1,5 +1,7 @@
 """argv -> mode.  Only the mode that runs is imported: the first client waits for imports."""
 
+import os
+import signal
 import sys
 
 from .errors import SetupError, say
@@ -25,6 +27,9 @@ def main(arguments: "Sequence[str] | None" = None) -> int:
     mode, *rest = (sys.argv[1:] if arguments is None else arguments) or [""]
     try:
         if mode == "echo":
+            # PID 1 of a container ignores a signal that it does not handle; nothing is
+            # accepted yet, so there is nothing to finish.  The Service takes over.
+            signal.signal(signal.SIGTERM, lambda _number, _frame: os._exit(0))
             from .echo.command import main as run
         elif mode == "forward":
             from .forward.command import main as run
@@ -37,6 +42,9 @@ def main(arguments: "Sequence[str] | None" = None) -> int:
             raise SetupError(f"{mode!r} is not a mode: use echo, forward or probe" if mode else
                              "no mode given: use echo, forward or probe")  # fmt: skip
         return run(rest)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the flush at exit would fail again
+        return 1
     except KeyboardInterrupt:
         return 130  # 128 + SIGINT, as a shell reports it
     except SetupError as error:

@@ -48,7 +48,7 @@ class Inherited:
 
     @property
     def is_dgram(self) -> bool:
-        """Whether messages are read from it directly: neither listening nor a byte stream."""
+        """Whether it is a datagram socket, which has no connections."""
         return self.type == socket.SOCK_DGRAM
 
     @property
@@ -84,7 +84,10 @@ def _keep_out_of_the_data() -> None:
     No word of ours may get into the peer's data, and its EOF must not wait for us.
     """
     connection = os.fstat(0).st_ino
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+    except OSError as error:
+        raise SetupError(f"{os.devnull} cannot be opened ({error.strerror})") from error
     for descriptor in (1, 2):
         if _is_socket(descriptor) and os.fstat(descriptor).st_ino == connection:
             os.dup2(nowhere, descriptor)

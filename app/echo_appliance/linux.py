@@ -5,7 +5,6 @@ same on every architecture the image is built for.
 """
 
 IP_PKTINFO = 8
-IP_FREEBIND = 15
 IP_RECVORIGDSTADDR = 20
 IP_ORIGDSTADDR = IP_RECVORIGDSTADDR  # the option's number is its control message's type too
 

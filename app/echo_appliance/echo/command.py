@@ -112,7 +112,7 @@ def _build(
     start_sleep = options.start_sleep if options.workers == 1 else 0.0  # the supervisor's, then
     lifetimes = Lifetimes(options.drain, options.exit_idle, start_sleep)
     service = Service(loop, manager, registry, lifetimes, describe_all(served), options.debug)
-    admission = Admission(limit, options.max_connections_per_source)
+    admission = Admission(limit, options.max_connections_per_source, manager.full)
     for inherited in served:
         endpoint = Endpoint(
             service, admission, registry.counters(inherited.name), inherited.name,
@@ -138,7 +138,11 @@ def _serve_connections(endpoint: Endpoint, inherited: Inherited) -> None:
 
     service, admission = endpoint.service, endpoint.admission
     if inherited.listening:
-        service.add_source(Acceptor(service.loop, inherited, admission, endpoint.counters, serve))
+        service.add_source(
+            Acceptor(
+                service.loop, inherited, admission, endpoint.counters, serve, service.source_lost
+            )
+        )
     else:
         # What systemd accepted for us (Accept=yes) is served whatever the limits are.
         admission.admit(None)

@@ -15,7 +15,7 @@ import socket
 
 from ..errors import say
 from ..inherit import Inherited
-from ..linux import IP_FREEBIND, IP_RECVORIGDSTADDR, IPV6_FREEBIND, IPV6_RECVORIGDSTADDR
+from ..linux import IP_RECVORIGDSTADDR, IPV6_FREEBIND, IPV6_RECVORIGDSTADDR
 from .buffer import VIEW, let_answers_be_long
 from .connection import Endpoint
 from .original import ANCILLARY_SIZE, answer_from, destination
@@ -51,6 +51,7 @@ _SEND_REASONS = {
     errno.ECONNREFUSED: "client-gone",
     errno.EACCES: "not-permitted",
     errno.EPERM: "not-permitted",
+    errno.ENETUNREACH: "no-way-back",  # also from a directed broadcast, which is no source
 }
 
 _buffers = [VIEW]
@@ -75,11 +76,15 @@ class _Datagrams:
         self._endpoint.loop.discard(self._socket.fileno())
         self._socket.close()
 
+    def look_again(self) -> None:
+        """Nothing to do: nobody pauses in the middle of a queue."""
+
     def _on_event(self, events: int) -> None:
         if events & select.EPOLLHUP:
             # It stays readable for ever, with nothing to read.
             self._endpoint.loop.forget(self._socket.fileno())
             say(f"{self._where}: shut down by somebody who holds it too; not served any more")
+            self._endpoint.service.source_lost()
         else:
             self._on_readable()
 
@@ -247,7 +252,6 @@ def ask_for_destination(inherited: Inherited) -> None:
     options = [
         # A dual-stack socket reports IPv4 destinations by the IPv4 option.
         (socket.IPPROTO_IP, IP_RECVORIGDSTADDR, "IP_RECVORIGDSTADDR"),
-        (socket.IPPROTO_IP, IP_FREEBIND, "IP_FREEBIND"),
     ]
     if inherited.family == socket.AF_INET6:
         options += [

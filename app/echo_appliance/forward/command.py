@@ -225,8 +225,9 @@ class Forwarder:
         elif inherited.listening:
             set_keepalive(inherited.socket, route.keepalive)  # connections inherit it
             acceptor = Acceptor(
-                service.loop, inherited, entrance.gate, entrance.counters, entrance.serve
-            )
+                service.loop, inherited, entrance.gate, entrance.counters, entrance.serve,
+                service.source_lost,
+            )  # fmt: skip
             service.add_source(acceptor)
             self._restart.append(acceptor.start)
         else:

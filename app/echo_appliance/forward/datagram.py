@@ -64,6 +64,9 @@ class Datagrams:
         """Forward from now on."""
         self.entrance.house.loop.watch(self._socket.fileno(), select.EPOLLIN, self._on_readable)
 
+    def look_again(self) -> None:
+        """Nothing to do: there are no workers in forward mode."""
+
     def close(self) -> None:
         """Take no more; sessions answer until they are over."""
         self.entrance.house.loop.discard(self._socket.fileno())

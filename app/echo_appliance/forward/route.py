@@ -76,6 +76,9 @@ class Gate:
         """Return what a new connection is counted by."""
         return None if self.route.accept_proxy_from is not None else source
 
+    def pause(self) -> None:
+        """Nobody else could take what waits: there are no workers in forward mode."""
+
     def wait_for_room(self, resume: "Callable[[], None]") -> None:
         """Call resume() once, when there may be room."""
         full = self._total if self._total.full else self.route.admission
