@@ -14,10 +14,21 @@ from .inherit import Inherited
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Protocol
 
-    from .admission import Admission
     from .loop import Loop, Timer
     from .metrics import Counters
+
+    class Admission(Protocol):
+        """Who decides: an admission.Admission, or several of them as one."""
+
+        @property
+        def full(self) -> bool: ...
+        def admit(self, source: str | None) -> bool: ...
+        def release(self, source: str | None) -> None: ...
+        def wait_for_room(self, resume: Callable[[], None]) -> None: ...
+        def pause(self) -> None: ...
+
 
 # Few enough that a burst is shared among workers and that open connections are served in
 # between; a queue that is longer is simply reported again.
@@ -39,8 +50,12 @@ class Acceptor:
         admission: "Admission",
         counters: "Counters",
         serve: "Callable[[socket.socket, str | None], None]",
+        lost: "Callable[[], None]",
     ) -> None:
-        """serve(connection, source) takes the connection over, or raises OSError."""
+        """serve(connection, source) takes the connection over, or raises OSError.
+
+        lost() is called when nothing can be accepted here any more.
+        """
         self._loop = loop
         self._socket = inherited.socket
         self._family = inherited.family
@@ -48,6 +63,7 @@ class Acceptor:
         self._admission = admission
         self._counters = counters
         self._serve = serve
+        self._lost = lost
         self._watching = False
         self._closed = False
         self._retry: Timer | None = None
@@ -56,12 +72,28 @@ class Acceptor:
             _disable_nagle(inherited)
 
     def start(self) -> None:
-        """Accept from now on; also after a pause."""
+        """Accept from now on.  Raises OSError when epoll cannot take the socket."""
         if not self._watching and not self._closed:
             # Exclusive: of several workers that wait for this socket one is woken, not all.
             events = select.EPOLLIN | select.EPOLLEXCLUSIVE
             self._loop.watch(self._socket.fileno(), events, self._on_readable)
             self._watching = True
+
+    def look_again(self) -> None:
+        """Accept what another worker left in the backlog when it paused.
+
+        An exclusive wait woke that one for it, and wakes nobody else until
+        something new comes.  Only a new registration looks at what is there.
+        """
+        if self._watching:
+            self._pause()
+            self._resume()
+
+    def _resume(self) -> None:
+        try:
+            self.start()
+        except OSError as error:
+            self._wait_for_resources(error)
 
     def close(self) -> None:
         """Stop accepting.  What waits in the backlog stays there for whoever holds the socket."""
@@ -82,13 +114,15 @@ class Acceptor:
             # It stays readable for ever, with nothing to accept.
             self._pause()
             say(f"{self._where}: shut down by somebody who holds it too; not served any more")
+            self._lost()
             return
         for _ in range(ACCEPTS_PER_TURN):
             if self._closed:
                 return
             if self._admission.full:
                 self._pause()
-                self._admission.wait_for_room(self.start)
+                self._admission.wait_for_room(self._resume)
+                self._admission.pause()
                 return
             if not self._accept_one():
                 return
@@ -108,7 +142,7 @@ class Acceptor:
             self._counters.refuse("aborted")
             return True
         self._exhausted = False
-        source = _source(self._family, address)
+        source = source_of(self._family, address)
         if not self._admission.admit(source):
             self._counters.refuse("source-limit")
             connection.close()
@@ -125,15 +159,16 @@ class Acceptor:
 
     def _wait_for_resources(self, error: OSError) -> None:
         self._pause()
-        self._counters.refuse("resources")
         if not self._exhausted:
+            self._counters.refuse("resources")
             say(
                 f"{self._where}: accepting pauses: {error.strerror}; "
                 "raise LimitNOFILE= or lower --max-connections"
             )
             self._exhausted = True
+        self._admission.pause()
         # Others' descriptors matter too (ENFILE), so do not only wait for one of ours to close.
-        self._retry = self._loop.call_later(_RETRY_SECONDS, self.start)
+        self._retry = self._loop.call_later(_RETRY_SECONDS, self._resume)
 
 
 def _disable_nagle(inherited: Inherited) -> None:
@@ -145,7 +180,7 @@ def _disable_nagle(inherited: Inherited) -> None:
         say(f"{inherited}: TCP_NODELAY refused ({error.strerror}); going on without")
 
 
-def _source(family: int, address: object) -> str | None:
+def source_of(family: int, address: object) -> str | None:
     """Return what connections are counted by: the peer's IP address or vsock CID."""
     if family == socket.AF_UNIX or not isinstance(address, tuple):
         return None

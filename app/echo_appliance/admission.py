@@ -13,9 +13,13 @@ if TYPE_CHECKING:
 class Admission:
     """Counts connections against their limits.  A limit of 0 means none."""
 
-    __slots__ = ("_limit", "_per_source", "_sources", "_waiting", "open")
+    __slots__ = ("_limit", "_on_pause", "_per_source", "_sources", "_waiting", "open")
 
-    def __init__(self, limit: int, per_source: int) -> None:
+    def __init__(
+        self, limit: int, per_source: int, on_pause: "Callable[[], None] | None" = None
+    ) -> None:
+        """on_pause() is called when an acceptor leaves the backlog to others."""
+        self._on_pause = on_pause
         self._limit = limit
         self._per_source = per_source
         self._sources: dict[str, int] = {}
@@ -53,6 +57,11 @@ class Admission:
             waiting, self._waiting = self._waiting, []
             for resume in waiting:
                 resume()
+
+    def pause(self) -> None:
+        """Note that an acceptor takes no more for now, while more may wait."""
+        if self._on_pause is not None:
+            self._on_pause()
 
     def wait_for_room(self, resume: "Callable[[], None]") -> None:
         """Call resume() once, at the next release()."""

@@ -18,6 +18,8 @@ from .text import whole_number
 FIRST_DESCRIPTOR = 3  # SD_LISTEN_FDS_START
 INETD_NAME = "stdin"
 
+_LIST_LIMIT = 1024
+
 _HOW_TO = (
     "start me from a systemd .socket unit, or try: "
     "systemd-socket-activate -l 3000 echo-appliance echo"
@@ -46,7 +48,7 @@ class Inherited:
 
     @property
     def is_dgram(self) -> bool:
-        """Whether messages are read from it directly: neither listening nor a byte stream."""
+        """Whether it is a datagram socket, which has no connections."""
         return self.type == socket.SOCK_DGRAM
 
     @property
@@ -82,11 +84,23 @@ def _keep_out_of_the_data() -> None:
     No word of ours may get into the peer's data, and its EOF must not wait for us.
     """
     connection = os.fstat(0).st_ino
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+    except OSError as error:
+        raise SetupError(f"{os.devnull} cannot be opened ({error.strerror})") from error
     for descriptor in (1, 2):
         if _is_socket(descriptor) and os.fstat(descriptor).st_ino == connection:
             os.dup2(nowhere, descriptor)
     os.close(nowhere)
+
+
+def check_metrics(sockets: list[Inherited]) -> None:
+    """Raise SetupError unless each of these can serve the metrics page."""
+    for inherited in sockets:
+        if not (inherited.listening and inherited.type == socket.SOCK_STREAM):
+            raise SetupError(
+                f"{inherited} cannot serve metrics: pass a listening stream socket by that name"
+            )
 
 
 def describe(sock: socket.socket) -> str:
@@ -98,6 +112,20 @@ def describe(sock: socket.socket) -> str:
     )
     kind = _TYPE_WORDS.get(sock.type, f"type {int(sock.type)}")
     return f"{family} {kind} {format_address(sock.getsockname())}".rstrip()
+
+
+def describe_all(served: list[Inherited]) -> str:
+    """Name what is served: 'demo (inet stream 127.0.0.1:3000), ...'.
+
+    Not all of it when that is much: a notification above 4,096 octets is ignored
+    whole by systemd, READY=1 included.
+    """
+    words = [f"{one.name} ({describe(one.socket)})" for one in served]
+    listed = len(words)
+    while len(", ".join(words[:listed]).encode()) > _LIST_LIMIT:
+        listed -= 1
+    more = [f"{len(words) - listed} more"] if listed < len(words) else []
+    return ", ".join(words[:listed] + more)
 
 
 def format_address(address: object) -> str:

@@ -25,7 +25,10 @@ _PROCESS_START = time()
 _METRICS = {
     "connections_total": ("counter", "Connections taken."),
     "connections": ("gauge", "Connections open now."),
-    "connections_refused_total": ("counter", "Connections not taken, by reason."),
+    "connections_refused_total": (
+        "counter",
+        "Connections not taken, and pauses in taking them, by reason.",
+    ),
     "connections_ended_total": ("counter", "Connections that ended other than by EOF, by reason."),
     "received_octets_total": ("counter", "Octets received."),
     "sent_octets_total": ("counter", "Octets sent."),

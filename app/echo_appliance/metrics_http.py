@@ -32,8 +32,8 @@ def serve_metrics(service: "Service", inherited: Inherited, counts: "Counts") ->
         _Scrape(service, admission, counts, sock, source)
 
     # Scrapes are not what we count: a scraper must not show up in its own page.
-    acceptor = Acceptor(service.loop, inherited, admission, Counters(), serve)
-    service.add_source(acceptor)
+    acceptor = Acceptor(service.loop, inherited, admission, Counters(), serve, lambda: None)
+    service.add_source(acceptor, is_work=False)
 
 
 def respond(head: bytes, counts: "Counts") -> bytes:
@@ -47,6 +47,8 @@ def respond(head: bytes, counts: "Counts") -> bytes:
     method, target, _ = words
     if method not in ("GET", "HEAD"):
         return _response("405 Method Not Allowed", "GET or HEAD only\n", "Allow: GET, HEAD\r\n")
+    if target.startswith("http://"):  # the absolute form, which a server must take: RFC 9112 3.2.2
+        target = "/" + target.removeprefix("http://").partition("/")[2]
     if target.partition("?")[0] != "/metrics":
         return _response("404 Not Found", "the metrics are at /metrics\n")
     response = _response("200 OK", counts.page())

@@ -179,6 +179,14 @@ def seconds(text: str) -> float:
     return value
 
 
+def positive_seconds(text: str) -> float:
+    """Read a time span in seconds, more than 0."""
+    value = seconds(text)
+    if not value:
+        raise ArgumentError(f"{text!r} is not a number of seconds above 0")
+    return value
+
+
 def add_service_options(parser: Parser) -> None:
     """Add what every serving mode understands."""
     parser.group("admission")

@@ -15,7 +15,7 @@ import sys
 from time import monotonic
 
 from .errors import ParseError
-from .options import Parser, positive, seconds
+from .options import Parser, positive, positive_seconds
 from .target import Target, parse_target
 
 TYPE_CHECKING = False
@@ -120,7 +120,7 @@ def _parse(arguments: "Sequence[str]") -> Options:
     parser.add("--size", positive, default=64, metavar="N", help="octets to send (64)")
     parser.add("--count", positive, default=1, metavar="N", help="round trips (1)")
     parser.add(
-        "--timeout", seconds, default=10.0, metavar="S",
+        "--timeout", positive_seconds, default=10.0, metavar="S",
         help="give up after S seconds without the whole answer (10)",
     )  # fmt: skip
     parser.add("--json", default=False, help="print one JSON array")
@@ -140,13 +140,15 @@ def _parse(arguments: "Sequence[str]") -> Options:
 def probe(target: Target, size: int, count: int, timeout: float) -> Result:
     """Make `count` round trips of `size` octets; each may take `timeout` seconds."""
     round_trips: list[float] = []
-    payload = os.urandom(size)
     try:
         with _connect(target, timeout) as sock:
             for _ in range(count):
+                payload = os.urandom(size)  # another one each time, so that no answer counts twice
                 started = monotonic()
                 _round_trip(sock, payload, started + timeout, timeout)
                 round_trips.append(monotonic() - started)
+            if _wait(sock, False, monotonic()):
+                _expect_nothing(sock)
     except ProbeError as error:
         return Result(target.text, round_trips, str(error))
     except OSError as error:
@@ -229,6 +231,12 @@ def _round_trip(sock: socket.socket, payload: bytes, deadline: float, timeout: f
             unsent = unsent[_send(sock, unsent) :]
         if ready & ~select.POLLOUT:
             _receive(sock, payload, answer, whole)
+
+
+def _expect_nothing(sock: socket.socket) -> None:
+    octets = sock.recv(READ_SIZE)
+    if octets:
+        raise ProbeError(f"{len(octets)} octets more came back than were sent")
 
 
 def _wait(sock: socket.socket, sending: bool, deadline: float) -> int:

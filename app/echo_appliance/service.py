@@ -18,7 +18,7 @@ from .metrics import total
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from typing import Protocol
 
     from .loop import Loop
@@ -27,18 +27,33 @@ if TYPE_CHECKING:
     class Manager(Protocol):
         """Who is told how we are: notify.ServiceManager, or the supervisor of workers."""
 
-        def ready(self, serves: str) -> None: ...
-        def report(self, serves: str, snapshot: Snapshot) -> None: ...
-        def stopping(self, why: str) -> None: ...
-        def alive(self) -> None: ...
+        def ready(self, serves: str) -> None:
+            """Serving from now on."""
+
+        def report(self, serves: str, snapshot: Snapshot) -> None:
+            """Work came lately, and these are the counts."""
+
+        def stopping(self, why: str) -> None:
+            """Finishing what is open."""
+
+        def full(self) -> None:
+            """No more connections now; whoever shares the sockets should look."""
+
+        def alive(self) -> None:
+            """The loop turns."""
+
         @property
-        def alive_interval(self) -> float | None: ...
+        def alive_interval(self) -> float | None:
+            """Seconds between two alive() calls; None when nobody waits for them."""
 
     class Counts(Protocol):
         """Who knows the numbers: a metrics.Registry, or the sum of several."""
 
-        def snapshot(self) -> Snapshot: ...
-        def page(self) -> str: ...
+        def snapshot(self) -> Snapshot:
+            """The values of this moment."""
+
+        def page(self) -> str:
+            """All of it, as Prometheus text."""
 
     class Source(Protocol):
         """Where new work comes from: a listening or a datagram socket."""
@@ -48,6 +63,9 @@ if TYPE_CHECKING:
 
         def close(self) -> None:
             """Take no more, and close the socket."""
+
+        def look_again(self) -> None:
+            """Take what another process that shares the socket left there."""
 
     class Connection(Protocol):
         """Work that has been taken and is not done yet."""
@@ -69,7 +87,7 @@ class State(Enum):
 
 
 class Lifetimes:
-    """How long things may last, in seconds; 0 is no limit, but no waiting at all for `drain`."""
+    """Seconds: to finish in after a signal, to be idle for (0: for ever), to wait at the start."""
 
     __slots__ = ("drain", "exit_idle", "start_sleep")
 
@@ -100,7 +118,10 @@ class Service:
         self._serves = serves
         self._debug = debug
         self._sources: list[Source] = []
+        self._working = 0  # how many of them give work
         self._starters: list[Callable[[], None]] = []
+        self._passed: list[Callable[[], None]] = []
+        self.on_limit: Callable[[], None] = _nothing
         self._connections: set[Connection] = set()
         self._state = State.STARTING
         self._exit_status = 0
@@ -111,14 +132,31 @@ class Service:
 
     # -- what is served ------------------------------------------------------
 
-    def add_source(self, source: "Source") -> None:
-        """Take work from a source as soon as we serve.  The Service closes it."""
+    def add_source(self, source: "Source", *, is_work: bool = True) -> None:
+        """Take work from a source as soon as we serve.  The Service closes it.
+
+        Without any source of real work (metrics are none) the process ends when
+        what it has is done.
+        """
         self._sources.append(source)
+        self._working += is_work
         self._starters.append(source.start)
 
     def at_start(self, start: "Callable[[], None]") -> None:
         """Call start() as soon as we serve: for connections that were passed as such."""
         self._starters.append(start)
+        self._passed.append(start)
+
+    def look_again(self) -> None:
+        """Take what other workers left in the sockets that we share."""
+        for source in self._sources:
+            source.look_again()
+
+    def source_lost(self) -> None:
+        """Note that a source can give no work any more."""
+        self._working -= 1
+        if not self._working:
+            self.drain("every socket was shut down", self.lifetimes.drain)
 
     def opened(self, connection: "Connection") -> None:
         """Wait for this connection before the process ends."""
@@ -142,6 +180,11 @@ class Service:
             self.loop.call_later(STATUS_SECONDS, self._send_status)
 
     @property
+    def connections(self) -> "Iterable[Connection]":
+        """Those that are waited for."""
+        return self._connections
+
+    @property
     def open(self) -> int:
         """How many connections are waited for."""
         return len(self._connections)
@@ -149,7 +192,7 @@ class Service:
     # -- life ----------------------------------------------------------------
 
     def obey_signals(self) -> None:
-        """Drain on SIGTERM and SIGINT.  To be called first: PID 1 of a container ignores others."""
+        """Drain on SIGTERM and SIGINT from now on."""
         self.loop.on_signal(signal.SIGTERM, lambda: self._on_signal(signal.SIGTERM))
         self.loop.on_signal(signal.SIGINT, lambda: self._on_signal(signal.SIGINT))
 
@@ -171,9 +214,13 @@ class Service:
         if self._state in (State.STARTING, State.SERVING):
             self._begin_drain(reason)
         if limit is not None and self._state is State.DRAINING:
+            self.on_limit()
             self.loop.call_later(limit, self._abort_rest)
 
     def _begin_drain(self, reason: str) -> None:
+        if self._state is State.STARTING:
+            for start in self._passed:
+                start()  # nobody else will ever serve a connection that was passed to us
         self._set_state(State.DRAINING)
         open_now = total(self._counts.snapshot(), "connections")
         self._manager.stopping(f"{reason}: finishing {open_now} connections")
@@ -192,7 +239,7 @@ class Service:
         self.active_at = self.loop.now
         self._feed_watchdog()
         self._watch_idleness()
-        if not self._sources and not self._connections:
+        if not self._working and not self._connections:
             self._finish()
 
     def _finish(self) -> None:
@@ -220,7 +267,7 @@ class Service:
     def _last_closed(self) -> None:
         if self._state is State.DRAINING:
             self._finish()
-        elif self._state is State.SERVING and not self._sources:
+        elif self._state is State.SERVING and not self._working:
             # We were handed connections only (Accept=yes), and they are served.
             self.drain("all served")
         else:
@@ -260,3 +307,7 @@ class Service:
         self._status_pending = False
         if self._state is State.SERVING:
             self._manager.report(self._serves, self._counts.snapshot())
+
+
+def _nothing() -> None:
+    """Nobody wants to know."""

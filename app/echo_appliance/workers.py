@@ -36,8 +36,12 @@ REPORT_LIMIT = 128 * 1024
 RESTART_SECONDS = 1.0  # a worker that dies younger than this is not replaced at once
 READY_SECONDS = 10.0
 
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+_WORD_LIMIT = 16
 _DRAIN = b"drain"  # finish what is open within the time of --drain
 _IDLE = b"idle"  # the same, without a limit
+_LOOK = b"look"  # take what another worker left in a backlog
 
 
 class Link:
@@ -54,6 +58,10 @@ class Link:
     def report(self, _serves: str, snapshot: "Snapshot") -> None:
         """Work came lately, and these are the counts."""
         self._send({"idle": False, "counts": [[*key, value] for key, value in snapshot.items()]})
+
+    def full(self) -> None:
+        """What waits in the backlogs is for the others."""
+        self._send({"full": True})
 
     def stopping(self, _why: str) -> None:
         """Nothing to tell: the supervisor asked for it."""
@@ -82,6 +90,7 @@ class Worker:
         self.socket = sock
         self.started_at = self.heard_at = monotonic()
         self.idle = False
+        self.full = False  # its last word was that it leaves the backlogs to others
         self.counts: Snapshot = {}
 
     def wait_ready(self) -> None:
@@ -101,12 +110,13 @@ class Worker:
         self.heard_at = monotonic()
         fields = json.loads(report)
         self.idle = fields.get("idle", self.idle)
+        self.full = fields.get("full", False)
         for metric, name, reason, value in fields.get("counts", ()):
             self.counts[(metric, name, reason)] = value
         return True
 
     def tell(self, word: bytes) -> None:
-        """Say _DRAIN or _IDLE."""
+        """Say _DRAIN, _IDLE or _LOOK."""
         try:
             self.socket.send(word)
         except OSError:
@@ -127,7 +137,6 @@ class Pool:
         self._workers: list[Worker] = []
         self._gone: Snapshot = {}  # what workers had counted that are no more
         self._closing = False
-        self._word = _DRAIN
         self._service: Service | None = None
         self._alive_interval: float | None = None
         self.manager = _Manager(self)
@@ -144,6 +153,7 @@ class Pool:
         """Make the supervisor's Service ours."""
         self._service = service
         service.add_source(self)
+        service.on_limit = lambda: self._tell_all(_DRAIN)
 
     @property
     def service(self) -> Service:
@@ -162,11 +172,17 @@ class Pool:
         for worker in self._workers:
             worker.wait_ready()
 
+    def look_again(self) -> None:
+        """Nothing to do: the workers are the ones who share."""
+
     def close(self) -> None:
         """Ask the workers to finish what they have open, and then to end."""
         self._closing = True
+        self._tell_all(_IDLE)
+
+    def _tell_all(self, word: bytes) -> None:
         for worker in self._workers:
-            worker.tell(self._word)
+            worker.tell(word)
 
     def all_heard(self, seconds: float) -> bool:
         """Whether each worker has said something in the last so many seconds."""
@@ -178,10 +194,14 @@ class Pool:
         if self._closing:
             return
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        # Until the child has let go of the parent's wakeup pipe, a signal to it would count
+        # for the parent.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         pid = os.fork()
         if pid == 0:
             ours.close()  # or the link would never end
             os._exit(self._work(number, theirs))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         theirs.close()
         ours.setblocking(False)
         worker = Worker(number, pid, ours)
@@ -194,8 +214,9 @@ class Pool:
         try:
             self.service.loop.abandon()
             # systemd and terminals signal every process; only the supervisor decides on it.
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            for ignored in _SIGNALS:
+                signal.signal(ignored, signal.SIG_IGN)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
             loop = Loop()
             link = Link(theirs, self._alive_interval)
             service = self._build(loop, link, number)
@@ -203,13 +224,15 @@ class Pool:
 
             def on_link(_events: int) -> None:
                 try:
-                    word = theirs.recv(len(_DRAIN))
+                    word = theirs.recv(_WORD_LIMIT)
                 except ConnectionResetError:  # it died with a report unread
                     word = b""
                 if word == _DRAIN:
                     service.drain("asked to", service.lifetimes.drain)
                 elif word == _IDLE:
                     service.drain("idle")
+                elif word == _LOOK:
+                    service.look_again()
                 else:
                     loop.stop()  # the supervisor is gone: nobody waits for what is open
 
@@ -229,10 +252,13 @@ class Pool:
         if not heard:
             self.service.loop.forget(worker.socket.fileno())
             return
+        if worker.full:
+            for other in self._workers:
+                if other is not worker:
+                    other.tell(_LOOK)
         if not worker.idle:
             self.service.touch()
         elif self._exit_idle and all(one.idle for one in self._workers):
-            self._word = _IDLE
             self.service.drain("idle")
 
     def _reap(self) -> None:
@@ -260,6 +286,7 @@ class _Manager(ServiceManager):
     """Feeds the watchdog only while every worker turns, for a hung one serves nobody."""
 
     def __init__(self, pool: Pool) -> None:
+        super().__init__()
         self._pool = pool
 
     def alive(self) -> None:
@@ -285,11 +312,11 @@ def supervise(
     patience = Lifetimes(drain=lifetimes.drain + 1.0, start_sleep=lifetimes.start_sleep)
     loop = Loop()
     service = Service(loop, pool.manager, pool, patience, f"{serves} in {size} workers")
-    pool.serve_in(service)
-    if metrics:
+    if metrics:  # first, so that workers know what to let go of
         from .metrics_http import serve_metrics
 
         for inherited in metrics:
             serve_metrics(service, inherited, pool)
+    pool.serve_in(service)
     service.obey_signals()
     return service.run()

@@ -20,11 +20,13 @@ mount -t tmpfs -o mode=755,nosuid dev "$root/dev"
 mount -t tmpfs -o mode=755 run "$root/run"
 mount -t tmpfs -o mode=1777 tmp "$root/tmp"
 mkdir "$root"/dev/{net,pts,shm}
-for device in null zero full random urandom tty fuse net/tun vsock; do
-    [[ -e /dev/$device ]] || continue # fuse, tun and vsock are not on every machine
+for device in null zero full random urandom tty fuse vsock; do
+    [[ -e /dev/$device ]] || continue # fuse and vsock are not on every machine
     touch "$root/dev/$device"
     mount --bind "/dev/$device" "$root/dev/$device"
 done
+# A node of the guest's own: udev would let users open it, without udev only root may.
+[[ ! -e /dev/net/tun ]] || mknod -m 666 "$root/dev/net/tun" c 10 200
 mount -t devpts -o newinstance,ptmxmode=0666,mode=620,gid=5 devpts "$root/dev/pts"
 mount -t tmpfs -o mode=1777 shm "$root/dev/shm"
 ln -s pts/ptmx "$root/dev/ptmx"

@@ -254,10 +254,12 @@ def test_options_mode_that_is_none_is_told(
     launch: Launcher, sockets: Sockets, mode: list[str]
 ) -> None:
     line = launch.fail([sockets.listen()], command=(*COMMAND, *mode))
-    assert "use echo, probe or dispatch" in line
+    assert "use echo, forward, probe or dispatch" in line
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["echo", "--help"], ["probe", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["echo", "--help"], ["forward", "--help"], ["probe", "--help"]]
+)
 def test_options_help_is_printed(arguments: list[str]) -> None:
     done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=10)
     assert done.returncode == 0

@@ -82,3 +82,11 @@ def test_metrics_of_any_name_and_reason_stay_on_one_line_each(name: str, reason:
         assert line.startswith(("# ", "echo_appliance_", "process_")), line
     (line,) = (line for line in lines if line.startswith("echo_appliance_dropped"))
     assert line.endswith(" 1")
+
+
+@given(st.lists(st.tuples(st.sampled_from([0, 1, 41]), st.integers(0, 80), st.binary(max_size=40))))
+def test_original_any_control_messages_give_an_answer_or_none(
+    ancillary: list[tuple[int, int, bytes]],
+) -> None:
+    answer = answer_from(ancillary)
+    assert answer is None or len(answer) <= 1

@@ -88,5 +88,8 @@ class FakeManager:
     def stopping(self, why: str) -> None:
         self.heard.append(f"stopping {why}")
 
+    def full(self) -> None:
+        self.heard.append("full")
+
     def alive(self) -> None:
         self.heard.append("alive")

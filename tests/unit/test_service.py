@@ -23,6 +23,9 @@ class Source:
     def close(self) -> None:
         self.heard.append("close")
 
+    def look_again(self) -> None:
+        self.heard.append("look again")
+
 
 class Connection:
     """Work that is being done."""
@@ -211,3 +214,35 @@ def test_service_drain_without_a_limit_waits_for_who_came_last() -> None:
     world.loop.advance(5.1)
     assert connection.aborted == "drain-timeout"
     assert world.service._exit_status == 0
+
+
+def test_service_whose_last_source_is_lost_ends() -> None:
+    world = World()
+    world.service.run()
+    connection = Connection(world.service)
+    world.service.source_lost()
+    assert not world.loop.stopped
+    connection.close()
+    assert world.loop.stopped
+
+
+def test_service_source_that_is_no_work_keeps_nothing_alive() -> None:
+    loop, manager = FakeLoop(), FakeManager()
+    service = Service(cast(Loop, loop), manager, Registry(), Lifetimes(), "connection")
+    service.add_source(Source(), is_work=False)
+    opened: list[Connection] = []
+    service.at_start(lambda: opened.append(Connection(service)))
+    service.run()
+    opened[0].close()
+    assert loop.stopped
+
+
+def test_service_signal_in_start_sleep_still_serves_a_passed_connection() -> None:
+    world = World(start_sleep=3)
+    opened: list[Connection] = []
+    world.service.at_start(lambda: opened.append(Connection(world.service)))
+    world.service.run()
+    world.loop.signals[signal.SIGTERM]()
+    assert not world.loop.stopped
+    opened[0].close()
+    assert world.loop.stopped

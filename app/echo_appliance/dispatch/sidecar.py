@@ -139,6 +139,9 @@ class _Watch:
         if not self._closed:
             self._loop.call_later(CHECK_SECONDS, self._check)
 
+    def look_again(self) -> None:
+        """Nothing to do: there is one sidecar."""
+
     def close(self) -> None:
         """End."""
         self._closed = True

@@ -1,12 +1,12 @@
 """`echo-appliance echo`: from options and inherited sockets to a running Service."""
 
-import resource
 import socket
 
 from ..accept import Acceptor
 from ..admission import Admission
 from ..errors import SetupError
-from ..inherit import Inherited, describe, take
+from ..inherit import Inherited, check_metrics, describe_all, take
+from ..limits import connection_limit
 from ..loop import Loop
 from ..metrics import SOCKET_NAME as METRICS
 from ..metrics import Registry
@@ -21,13 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ..service import Manager
-
-DEFAULT_MAX_CONNECTIONS = 16384
-
-# Descriptors that are not connections: standard ones, epoll, wakeup, notify, sockets passed.
-_RESERVED_DESCRIPTORS = 64
-
-_LIST_LIMIT = 1024
 
 
 class Options:
@@ -51,7 +44,7 @@ def main(arguments: "Sequence[str]") -> int:
     metrics = [one for one in sockets if one.name == METRICS]
     served = [one for one in sockets if one.name != METRICS]
     _check_roles(served, metrics, options.workers)
-    limit = _connection_limit(options.max_connections)
+    limit = connection_limit(options.max_connections)
     if options.workers > 1:
         return _run_workers(options, limit, served, metrics)
     registry = Registry()
@@ -77,11 +70,7 @@ def _parse(arguments: "Sequence[str]") -> Options:
 
 
 def _check_roles(served: list[Inherited], metrics: list[Inherited], workers: int) -> None:
-    for inherited in metrics:
-        if not (inherited.listening and inherited.type == socket.SOCK_STREAM):
-            raise SetupError(
-                f"{inherited} cannot serve metrics: pass a listening stream socket by that name"
-            )
+    check_metrics(metrics)
     if not served:
         raise SetupError(f"only sockets named {METRICS!r} were passed: pass one to echo on, too")
     if workers > 1:
@@ -90,20 +79,6 @@ def _check_roles(served: list[Inherited], metrics: list[Inherited], workers: int
                 raise SetupError(
                     f"{inherited} is one connection, which workers cannot share: drop --workers"
                 )
-
-
-def _connection_limit(asked: int | None) -> int:
-    """Raise the soft descriptor limit as far as we may, and return how many connections fit."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        # What a low soft limit protects is select(); we have epoll.
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        except (OSError, ValueError):
-            hard = soft  # a system call filter may forbid it
-    if asked is not None:
-        return asked
-    return max(1, min(DEFAULT_MAX_CONNECTIONS, hard - _RESERVED_DESCRIPTORS))
 
 
 def _run_workers(
@@ -122,7 +97,7 @@ def _run_workers(
         return _build(loop, link, Registry(), served, options, share)
 
     lifetimes = Lifetimes(options.drain, options.exit_idle, options.start_sleep)
-    return supervise(options.workers, build, lifetimes, _list(served), metrics)
+    return supervise(options.workers, build, lifetimes, describe_all(served), metrics)
 
 
 def _build(
@@ -136,8 +111,8 @@ def _build(
     """Put handlers on all sockets; what they share is made here."""
     start_sleep = options.start_sleep if options.workers == 1 else 0.0  # the supervisor's, then
     lifetimes = Lifetimes(options.drain, options.exit_idle, start_sleep)
-    service = Service(loop, manager, registry, lifetimes, _list(served), options.debug)
-    admission = Admission(limit, options.max_connections_per_source)
+    service = Service(loop, manager, registry, lifetimes, describe_all(served), options.debug)
+    admission = Admission(limit, options.max_connections_per_source, manager.full)
     for inherited in served:
         endpoint = Endpoint(
             service, admission, registry.counters(inherited.name), inherited.name,
@@ -163,7 +138,11 @@ def _serve_connections(endpoint: Endpoint, inherited: Inherited) -> None:
 
     service, admission = endpoint.service, endpoint.admission
     if inherited.listening:
-        service.add_source(Acceptor(service.loop, inherited, admission, endpoint.counters, serve))
+        service.add_source(
+            Acceptor(
+                service.loop, inherited, admission, endpoint.counters, serve, service.source_lost
+            )
+        )
     else:
         # What systemd accepted for us (Accept=yes) is served whatever the limits are.
         admission.admit(None)
@@ -181,17 +160,3 @@ def _serve_datagrams(
     else:
         refused_here = refused_addresses(served)
         endpoint.service.add_source(UnixDatagrams(endpoint, inherited, refused_here))
-
-
-def _list(served: list[Inherited]) -> str:
-    """Name what is served: 'demo (inet stream 127.0.0.1:3000), ...'.
-
-    Not all of it when that is much: a notification above 4,096 octets is ignored
-    whole by systemd, READY=1 included.
-    """
-    words = [f"{one.name} ({describe(one.socket)})" for one in served]
-    listed = len(words)
-    while len(", ".join(words[:listed]).encode()) > _LIST_LIMIT:
-        listed -= 1
-    more = [f"{len(words) - listed} more"] if listed < len(words) else []
-    return ", ".join(words[:listed] + more)

@@ -109,8 +109,8 @@ class Connection:
         if self._timer is not None:
             self._timer.cancel()
         endpoint.counters.open -= 1
-        endpoint.admission.release(self._source)
         endpoint.service.touch()
+        endpoint.admission.release(self._source)
         endpoint.service.closed(self)
 
     def _note(self, received: int, sent: int) -> None:

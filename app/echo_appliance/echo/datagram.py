@@ -15,7 +15,7 @@ import socket
 
 from ..errors import say
 from ..inherit import Inherited
-from ..linux import IP_FREEBIND, IP_RECVORIGDSTADDR, IPV6_FREEBIND, IPV6_RECVORIGDSTADDR
+from ..linux import IP_RECVORIGDSTADDR, IPV6_FREEBIND, IPV6_RECVORIGDSTADDR
 from .buffer import VIEW, let_answers_be_long
 from .connection import Endpoint
 from .original import ANCILLARY_SIZE, answer_from, answer_to, destination, local_address
@@ -53,6 +53,7 @@ _SEND_REASONS = {
     errno.ECONNREFUSED: "client-gone",
     errno.EACCES: "not-permitted",
     errno.EPERM: "not-permitted",
+    errno.ENETUNREACH: "no-way-back",  # also from a directed broadcast, which is no source
 }
 
 _buffers = [VIEW]
@@ -77,11 +78,15 @@ class _Datagrams:
         self._endpoint.loop.discard(self._socket.fileno())
         self._socket.close()
 
+    def look_again(self) -> None:
+        """Nothing to do: nobody pauses in the middle of a queue."""
+
     def _on_event(self, events: int) -> None:
         if events & select.EPOLLHUP:
             # It stays readable for ever, with nothing to read.
             self._endpoint.loop.forget(self._socket.fileno())
             say(f"{self._where}: shut down by somebody who holds it too; not served any more")
+            self._endpoint.service.source_lost()
         else:
             self._on_readable()
 
@@ -98,7 +103,7 @@ class InternetDatagrams(_Datagrams):
         self._answers: dict[bytes, Ancillary | None] = {}
         self._port = inherited.socket.getsockname()[1]
         self._replies = Replies(endpoint)
-        _ask_for_destination(inherited)
+        ask_for_destination(inherited)
 
     def close(self) -> None:
         """Stop, and end the flows to other ports than ours."""
@@ -143,7 +148,7 @@ class InternetDatagrams(_Datagrams):
             try:
                 send((VIEW[:size],), answer, 0, peer)
             except OSError as error:
-                counters.drop(_send_reason(error))
+                counters.drop(send_reason(error))
                 continue
             counters.datagrams_sent += 1
             counters.sent += size
@@ -226,7 +231,7 @@ class UnixDatagrams(_Datagrams):
         try:
             self._socket.sendmsg((VIEW[:size],), (), 0, peer or None)
         except OSError as error:
-            counters.drop(_send_reason(error))
+            counters.drop(send_reason(error))
             return
         counters.datagrams_sent += 1
         counters.sent += size
@@ -277,11 +282,11 @@ def _identity(address: "str | bytes") -> object:
     return (found.st_dev, found.st_ino)
 
 
-def _ask_for_destination(inherited: Inherited) -> None:
+def ask_for_destination(inherited: Inherited) -> None:
+    """Let the kernel report where each datagram was sent to, and let answers leave from there."""
     options = [
         # A dual-stack socket reports IPv4 destinations by the IPv4 option.
         (socket.IPPROTO_IP, IP_RECVORIGDSTADDR, "IP_RECVORIGDSTADDR"),
-        (socket.IPPROTO_IP, IP_FREEBIND, "IP_FREEBIND"),
     ]
     if inherited.family == socket.AF_INET6:
         options += [
@@ -295,6 +300,7 @@ def _ask_for_destination(inherited: Inherited) -> None:
             say(f"{inherited}: {name} refused ({error.strerror}); the kernel picks the address")
 
 
-def _send_reason(error: OSError) -> str:
+def send_reason(error: OSError) -> str:
+    """Name why a datagram could not be sent, for the counters."""
     number = error.errno or 0
     return _SEND_REASONS.get(number, errno.errorcode.get(number, str(number)).lower())

@@ -1,0 +1,1 @@
+"""Forward mode: relay each inherited socket to a target on any other socket family."""

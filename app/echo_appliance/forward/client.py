@@ -1,0 +1,48 @@
+"""Who a client is: by its socket, or by the word of a trusted proxy."""
+
+import socket
+
+from ..inherit import format_address
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .proxy_protocol import Header
+
+_MAPPED = "::ffff:"
+
+
+def header_of(client: socket.socket) -> "Header":
+    """Return what a backend is told about a client that came without a proxy."""
+    from .proxy_protocol import Family, Header
+
+    try:
+        source, destination = client.getpeername(), client.getsockname()
+    except OSError:
+        return Header(Family.UNSPEC)  # it is gone already; the relay will find out
+    if client.family == socket.AF_UNIX:
+        return Header(Family.UNIX, (_path(source), 0), (_path(destination), 0))
+    if client.family not in (socket.AF_INET, socket.AF_INET6):
+        return Header(Family.UNSPEC)
+    hosts = [_host(address[0]) for address in (source, destination)]
+    family = Family.INET6 if ":" in hosts[0] else Family.INET
+    return Header(family, (hosts[0], source[1]), (hosts[1], destination[1]))
+
+
+def describe_client(client: socket.socket, header: "Header | None") -> str:
+    """Return the client's address for the access log."""
+    if header is not None and header.source[0]:
+        return format_address(header.source)
+    try:
+        name = client.getpeername()
+    except OSError:
+        return "?"  # it was reset
+    return format_address(name) or "unix"
+
+
+def _host(host: str) -> str:
+    # An IPv4 client of a dual-stack socket is an IPv4 client.
+    return host.removeprefix(_MAPPED).partition("%")[0]
+
+
+def _path(name: str | bytes) -> str:
+    return name.decode("utf-8", "surrogateescape") if isinstance(name, bytes) else name

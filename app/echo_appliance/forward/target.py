@@ -1,0 +1,65 @@
+"""Targets of forward mode: those that a probe has, and `fd:NAME`.
+
+fd:NAME is a stream socket that was passed to us already connected to a backend
+(systemd's OpenFile= does that for a unix socket's path).  It serves one client;
+of several with the same name each serves one.
+"""
+
+import socket
+
+from ..errors import ParseError
+from ..target import Target, parse_target
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .resolve import Address
+
+_PASSED = "fd:"
+
+
+class Standby:
+    """The connected sockets that were passed to us, by name, until a client takes them."""
+
+    def __init__(self) -> None:
+        self._sockets: dict[str, list[socket.socket]] = {}
+
+    def add(self, name: str, sock: socket.socket) -> None:
+        """Keep a socket for a client.  Owns it from now on."""
+        self._sockets.setdefault(name, []).append(sock)
+
+    def take(self, name: str) -> socket.socket | None:
+        """Return a socket that nobody has had, now the caller's; None when there is none left."""
+        sockets = self._sockets.get(name)
+        return sockets.pop(0) if sockets else None
+
+    def has(self, name: str) -> bool:
+        """Whether sockets of this name were passed."""
+        return name in self._sockets
+
+
+def parse(text: str) -> Target:
+    """Return what a target's text means.  Raises ParseError, in words for the user."""
+    if text.startswith(_PASSED):
+        name = text.removeprefix(_PASSED)
+        if not name:
+            raise ParseError(f"target {text!r} needs the name of a passed descriptor")
+        return Target(text, socket.AF_UNSPEC, socket.SOCK_STREAM, path=name)
+    target = parse_target(text)
+    if target.type == socket.SOCK_SEQPACKET:
+        raise ParseError(f"target {text!r}: only streams and datagrams are forwarded")
+    if not target.host.isascii():
+        raise ParseError(f"target {text!r}: write the name in its ASCII form (xn--...)")
+    return target
+
+
+def is_passed(target: Target) -> bool:
+    """Whether it names a descriptor."""
+    return target.text.startswith(_PASSED)
+
+
+def address_of(target: Target) -> "Address":
+    """Return family and address to connect to, of a target that needs no resolving."""
+    if target.family == socket.AF_UNIX:
+        return target.family, target.path
+    host = int(target.host) if target.family == socket.AF_VSOCK else target.host
+    return target.family, (host, target.port)

@@ -1,0 +1,470 @@
+"""How the forwarder finds a backend: waiting, retrying, racing, skipping; rules and limits."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.process import pages
+from tests.process.conftest import lacking
+from tests.process.forwarding import Forwarding, target
+from tests.process.launcher import COMMAND, Launcher, Server, eventually
+from tests.process.peers import Sockets, receive, receive_to_end, reset
+
+
+@pytest.fixture
+def forward(launch: Launcher, sockets: Sockets, short_path: Path) -> Forwarding:
+    """Starts forwarders."""
+    return Forwarding(launch, sockets, short_path)
+
+
+def nobody(sockets: Sockets, family: int = socket.AF_INET) -> socket.socket:
+    """Return a socket that is bound and does not listen: connecting to it is refused."""
+    return sockets.bind(family, kind=socket.SOCK_STREAM)
+
+
+def full(sockets: Sockets, host: str) -> socket.socket:
+    """Return a listening socket whose backlog is full: connecting to it gets no answer at all."""
+    server = sockets.listen(address=host, backlog=0)
+    for _ in range(2):
+        client = sockets.keep(socket.socket())
+        client.setblocking(False)
+        client.connect_ex(server.getsockname())
+    return server
+
+
+def asks(front: socket.socket, sockets: Sockets, backend: socket.socket) -> socket.socket:
+    """Connect, and see that this backend gets it; return the client."""
+    client = sockets.connect(front)
+    client.sendall(b"?")
+    accepted = sockets.keep(backend.accept()[0])
+    assert receive(accepted, 1) == b"?"
+    accepted.sendall(b"!")
+    assert receive(client, 1) == b"!"
+    return client
+
+
+def assert_reset(client: socket.socket) -> None:
+    """What a client sees that cannot be served."""
+    with pytest.raises(ConnectionResetError):
+        client.recv(1)
+
+
+def assert_refused(front: socket.socket, sockets: Sockets, source: object = None) -> None:
+    """The same from the start; the reset may be there before connect() has returned."""
+
+    def connect_and_read() -> bytes:
+        return sockets.connect(front, source=source).recv(1)
+
+    with pytest.raises(ConnectionResetError):
+        connect_and_read()
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_UNIX])
+def test_forward_backend_that_starts_late_is_waited_for(
+    forward: Forwarding, sockets: Sockets, family: int
+) -> None:
+    front, backend = sockets.listen(), nobody(sockets, family)
+    forwarder = forward.to(front, target(backend), options=["--connect-retry", "20"])
+    client = sockets.connect(front)
+    client.sendall(b"early")
+    forwarder.assert_sleeps(3.0)
+    backend.listen()
+    accepted = sockets.keep(backend.accept()[0])
+    assert receive(accepted, 5) == b"early"
+
+
+def test_forward_client_that_gives_up_waiting_ends_the_dial(
+    forward: Forwarding, sockets: Sockets
+) -> None:
+    front, metrics, backend = sockets.listen(), sockets.listen(), nobody(sockets)
+    forward.config(
+        f'[route.web]\nto = "{target(backend)}"\nconnect-retry = 60\n', web=front, metrics=metrics
+    )
+    reset(sockets.connect(front))
+    ended = ("connections_ended_total", "web", "client-gone")
+    eventually(lambda: pages.scrape(metrics).get(ended) == 1, "the client's end to be noticed")
+
+
+def test_forward_without_retry_a_dead_backend_resets_the_client(
+    forward: Forwarding, sockets: Sockets
+) -> None:
+    front, metrics, backend = sockets.listen(), sockets.listen(), nobody(sockets)
+    forward.config(f'[route.web]\nto = "{target(backend)}"\n', web=front, metrics=metrics)
+    assert_refused(front, sockets)
+    page = pages.scrape(metrics)
+    assert page["connections_ended_total", "web", "connect-refused"] == 1
+    assert page["connections", "web"] == 0
+
+
+def test_forward_backend_that_does_not_answer_is_given_up_in_time(
+    forward: Forwarding, sockets: Sockets
+) -> None:
+    front, silent, alive = sockets.listen(), full(sockets, "127.0.0.1"), sockets.listen()
+    forward.to(front, silent, alive, options=["--connect-timeout", "0.5"])
+    began = time.monotonic()
+    asks(front, sockets, alive)
+    assert 0.4 < time.monotonic() - began < 3
+    began = time.monotonic()
+    asks(front, sockets, alive)
+    assert time.monotonic() - began < 0.4, "a backend that failed is to be skipped for a while"
+
+
+def test_forward_first_alive_prefers_the_first_target(
+    forward: Forwarding, sockets: Sockets
+) -> None:
+    front, one, other = sockets.listen(), sockets.listen(), sockets.listen()
+    forward.to(front, one, other)
+    for _ in range(3):
+        asks(front, sockets, one)
+    one.close()
+    for _ in range(3):
+        asks(front, sockets, other)
+
+
+def test_forward_round_robin_takes_turns_and_skips_the_dead(
+    forward: Forwarding, sockets: Sockets
+) -> None:
+    front, dead = sockets.listen(), nobody(sockets)
+    alive = [sockets.listen(), sockets.listen()]
+    forward.to(front, alive[0], target(dead), alive[1], options=["--balance", "round-robin"])
+    clients = [sockets.connect(front) for _ in range(9)]
+    eventually(lambda: len(clients) == 9, "")
+    served = [0, 0]
+    for number, backend in enumerate(alive):
+        backend.settimeout(0.5)
+        with contextlib.suppress(TimeoutError):
+            while True:
+                sockets.keep(backend.accept()[0])
+                served[number] += 1
+    assert sum(served) == 9
+    assert min(served) >= 3
+
+
+def test_forward_unix_backlog_that_is_full_is_waited_for(
+    forward: Forwarding, sockets: Sockets
+) -> None:
+    front, backend = sockets.listen(), sockets.listen(socket.AF_UNIX, backlog=0)
+    forwarder = forward.to(front, backend)
+    clients = [sockets.connect(front) for _ in range(4)]
+    forwarder.assert_sleeps()
+    for client in clients:
+        client.sendall(b"?")
+    for _ in clients:
+        assert receive(sockets.keep(backend.accept()[0]), 1) == b"?"
+
+
+# -- names ---------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def hosts(launch: Launcher, directory: Path, text: str) -> Iterator[list[str]]:
+    """Give the command line of a forwarder that sees another /etc/hosts."""
+    if os.geteuid() != 0:
+        lacking("another /etc/hosts needs a mount namespace: run as root")
+    file = directory / "hosts"
+    file.write_text(text)
+    unshare = shutil.which("unshare")
+    assert unshare, "util-linux is missing"
+    script = f'mount --bind {file} /etc/hosts && exec "$@"'
+    yield [unshare, "--mount", "sh", "-c", script, "sh", *COMMAND, "forward"]
+
+
+def test_forward_name_with_a_dead_address_is_raced(
+    launch: Launcher, sockets: Sockets, short_path: Path
+) -> None:
+    silent = full(sockets, "127.0.0.2")
+    port = silent.getsockname()[1]
+    alive = sockets.listen(address=("127.0.0.3", port))
+    front = sockets.listen()
+    text = "127.0.0.2 both.example\n127.0.0.3 both.example\n"
+    with hosts(launch, short_path, text) as command:
+        launch.start([front], "--to", f"tcp:both.example:{port}", command=command)
+        began = time.monotonic()
+        asks(front, sockets, alive)
+        assert time.monotonic() - began < 2, "the second address is tried after 250 ms"
+        began = time.monotonic()
+        asks(front, sockets, alive)
+        assert time.monotonic() - began < 0.2, "the address that answered is asked first"
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+def test_forward_name_leads_to_either_family(
+    launch: Launcher, sockets: Sockets, short_path: Path, family: int
+) -> None:
+    front, backend = sockets.listen(), sockets.listen(family)
+    with hosts(launch, short_path, "127.0.0.1 both.example\n::1 both.example\n") as command:
+        launch.start(
+            [front], "--to", f"tcp:both.example:{backend.getsockname()[1]}", command=command
+        )
+        asks(front, sockets, backend)
+
+
+def test_forward_name_that_nobody_knows_ends_the_connection(
+    launch: Launcher, sockets: Sockets, short_path: Path
+) -> None:
+    front, metrics = sockets.listen(), sockets.listen()
+    with hosts(launch, short_path, "127.0.0.1 localhost\n") as command:
+        launch.start(
+            [front, metrics], "--to", "tcp:nobody.invalid:80", "--connect-timeout", "3",
+            names=["web", "metrics"], command=command,
+        )  # fmt: skip
+        assert_refused(front, sockets)
+    ended = [key for key in pages.scrape(metrics) if key[0] == "connections_ended_total"]
+    assert ended
+    assert ended[0][2] in ("name-not-resolved", "connect-timeout")
+
+
+# -- rules and limits ------------------------------------------------------------
+
+
+def test_forward_denied_clients_are_refused_and_counted(
+    forward: Forwarding, sockets: Sockets
+) -> None:
+    front, metrics, backend = sockets.listen(), sockets.listen(), sockets.listen()
+    forward.config(
+        f'[route.web]\nto = "{target(backend)}"\nallow = ["127.0.0.0/8"]\ndeny = ["127.0.0.9"]\n',
+        web=front, metrics=metrics,
+    )  # fmt: skip
+    assert_refused(front, sockets, ("127.0.0.9", 0))
+    asks(front, sockets, backend)
+    assert pages.scrape(metrics)["connections_refused_total", "web", "denied"] == 1
+
+
+def test_forward_rules_apply_to_a_connection_that_was_passed(
+    forward: Forwarding, sockets: Sockets
+) -> None:
+    server, backend = sockets.listen(), sockets.listen()
+    for rule, served in (("allow", True), ("deny", False)):
+        client = sockets.connect(server)
+        accepted = sockets.keep(server.accept()[0])
+        forward.config(
+            f'[route.web]\nto = "{target(backend)}"\n{rule} = ["127.0.0.1"]\n', web=accepted
+        )
+        accepted.close()
+        if served:
+            client.sendall(b"?")
+            assert receive(sockets.keep(backend.accept()[0]), 1) == b"?"
+        else:
+            assert_reset(client)
+
+
+def test_forward_route_limit_holds_others_back_until_there_is_room(
+    forward: Forwarding, sockets: Sockets
+) -> None:
+    one, other, backend = sockets.listen(), sockets.listen(), sockets.listen()
+    to = f'to = "{target(backend)}"\n'
+    forward.config(f"[route.a]\n{to}max-connections = 1\n[route.b]\n{to}", a=one, b=other)
+    first = asks(one, sockets, backend)
+    waiting = sockets.connect(one)
+    waiting.sendall(b"?")
+    for _ in range(3):
+        asks(other, sockets, backend)
+    reset(first)
+    assert receive(sockets.keep(backend.accept()[0]), 1) == b"?"
+
+
+def test_forward_source_limit_refuses_one_source_only(
+    forward: Forwarding, sockets: Sockets
+) -> None:
+    front, backend = sockets.listen(), sockets.listen()
+    limit = "max-connections-per-source = 2\n"
+    forward.config(f'[route.web]\nto = "{target(backend)}"\n{limit}', web=front)
+    clients = [asks(front, sockets, backend) for _ in range(2)]
+    refused = sockets.connect(front)
+    with contextlib.suppress(ConnectionResetError):
+        assert refused.recv(1) == b""
+    other = sockets.connect(front, source=("127.0.0.5", 0))
+    other.sendall(b"?")
+    assert receive(sockets.keep(backend.accept()[0]), 1) == b"?"
+    assert clients
+
+
+def test_forward_idle_connection_is_ended_and_a_busy_one_is_not(
+    forward: Forwarding, sockets: Sockets
+) -> None:
+    front, backend = sockets.listen(), sockets.listen()
+    forward.config(f'[route.web]\nto = "{target(backend)}"\nidle-timeout = 0.8\n', web=front)
+    idle, _ = forward.joined(front, backend)
+    busy, accepted = forward.joined(front, backend)
+    began = time.monotonic()
+    idle.settimeout(0.1)
+    ended = False
+    while not ended:
+        assert time.monotonic() - began < 10
+        busy.sendall(b"x")
+        receive(accepted, 1)
+        with contextlib.suppress(TimeoutError):
+            ended = idle.recv(1) == b""
+    assert time.monotonic() - began >= 0.7
+    busy.sendall(b"x")
+    receive(accepted, 1)
+
+
+def test_forward_lifetime_ends_a_busy_connection(forward: Forwarding, sockets: Sockets) -> None:
+    front, backend = sockets.listen(), sockets.listen()
+    forward.config(f'[route.web]\nto = "{target(backend)}"\nlifetime = 0.5\n', web=front)
+    client, _ = forward.joined(front, backend)
+    assert client.recv(1) == b""
+
+
+def test_forward_keepalive_is_set_on_both_sides(forward: Forwarding, sockets: Sockets) -> None:
+    front, backend = sockets.listen(), sockets.listen()
+    forward.to(front, backend, options=["--keepalive", "7"])
+    client, accepted = forward.joined(front, backend)
+    timers = Path("/proc/net/tcp").read_text()
+    for ours in (client, accepted):
+        # tr=2 is the keepalive timer of the forwarder's socket, whose peer is ours.
+        port = f":{ours.getsockname()[1]:04X}"
+        lines = [line.split() for line in timers.splitlines() if line.split()[2].endswith(port)]
+        assert any(line[5].startswith("02:") for line in lines), lines
+
+
+# -- configuration ---------------------------------------------------------------
+
+
+def test_forward_routes_by_descriptor_name(forward: Forwarding, sockets: Sockets) -> None:
+    backends = {name: sockets.listen() for name in ("a", "b", "*")}
+    text = "".join(f'[route."{name}"]\nto = "{target(one)}"\n' for name, one in backends.items())
+    fronts = {name: sockets.listen() for name in ("a", "b", "c")}
+    forward.config(text, **fronts)
+    asks(fronts["a"], sockets, backends["a"])
+    asks(fronts["b"], sockets, backends["b"])
+    asks(fronts["c"], sockets, backends["*"])
+
+
+def test_forward_reload_moves_new_connections_and_keeps_open_ones(
+    forward: Forwarding, sockets: Sockets
+) -> None:
+    front, one, other = sockets.listen(), sockets.listen(), sockets.listen()
+    forwarder = forward.config(f'[route.web]\nto = "{target(one)}"\n', web=front)
+    client, accepted = forward.joined(front, one)
+    forward.write(f'[route.web]\nto = "{target(other)}"\n')
+    reload(forwarder, "is in force")
+    asks(front, sockets, other)
+    client.sendall(b"old")
+    assert receive(accepted, 3) == b"old"
+
+
+def test_forward_reload_of_a_bad_file_is_refused_in_one_line(
+    forward: Forwarding, sockets: Sockets
+) -> None:
+    front, backend = sockets.listen(), sockets.listen()
+    forwarder = forward.config(f'[route.web]\nto = "{target(backend)}"\n', web=front)
+    for number, text in enumerate(("[route.web\n", '[route.x]\nto = "tcp:h:1"\n', ""), 1):
+        forward.write(text)
+        reload(forwarder, "the old configuration stays", number)
+        asks(front, sockets, backend)
+    assert len(forwarder.stderr.splitlines()) == 3
+
+
+def test_forward_reload_that_lifts_a_limit_lets_those_in_who_wait(
+    forward: Forwarding, sockets: Sockets
+) -> None:
+    front, backend = sockets.listen(), sockets.listen()
+    route = f'[route.web]\nto = "{target(backend)}"\n'
+    forwarder = forward.config(f"{route}max-connections = 1\n", web=front)
+    asks(front, sockets, backend)
+    waiting = sockets.connect(front)
+    waiting.sendall(b"?")
+    forwarder.assert_sleeps()
+    forward.write(route)
+    reload(forwarder, "is in force")
+    assert receive(sockets.keep(backend.accept()[0]), 1) == b"?"
+
+
+def reload(forwarder: Server, answer: str, times: int = 1) -> None:
+    """SIGHUP, and wait for what it says."""
+    forwarder.signal(signal.SIGHUP)
+    eventually(lambda: forwarder.stderr.count(answer) >= times, answer)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('[route.web]\nto = "tcp:h:1"\nfoo = 1\n', "unknown key 'foo'"),
+        ('[route.web]\nto = "tcp:h"\n', "needs an address and a port"),
+        ('[route.other]\nto = "tcp:h:1"\n', "no descriptor has this name"),
+        ('[route.web]\nto = "udp:h:1"\n', "a stream needs a stream's target"),
+        ('[route.web]\nto = "fd:gone"\n', "no descriptor has this name"),
+        ('[route.web]\nto = ["tcp:h:1", "udp:h:1"]\n', "streams and to datagrams"),
+        ("[route.web]\n", "nowhere to go"),
+        ("", "no routes"),
+        ("[[[", "is not TOML"),
+    ],
+)
+def test_forward_bad_configuration_is_refused_in_one_line(
+    forward: Forwarding, sockets: Sockets, text: str, words: str
+) -> None:
+    assert words in forward.refuse(text, web=sockets.listen())
+
+
+def test_forward_descriptor_without_a_route_is_refused(
+    forward: Forwarding, sockets: Sockets
+) -> None:
+    line = forward.refuse(
+        '[route.web]\nto = "tcp:h:1"\n', web=sockets.listen(), mail=sockets.listen()
+    )
+    assert "[route.mail]" in line
+
+
+def test_forward_check_needs_no_sockets(short_path: Path) -> None:
+    file = short_path / "f.toml"
+    file.write_text('[route.web]\nto = ["tcp:a:1", "unix:/b"]\nbalance = "round-robin"\n')
+    command = [*COMMAND, "forward", "--check", "--config", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "tcp:a:1, unix:/b: round-robin" in done.stdout
+    file.write_text("[route.web]\nto = 1\n")
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert done.stderr.count("\n") == 1
+
+
+# -- the access log ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_forward_access_log_tells_about_each_connection(
+    forward: Forwarding, sockets: Sockets, form: str
+) -> None:
+    front, backend = sockets.listen(), sockets.listen()
+    forwarder = forward.to(front, backend, options=["--access-log", form])
+    client, accepted = forward.joined(front, backend)
+    name = "{}:{}".format(*client.getsockname())
+    client.sendall(b"question")
+    receive(accepted, 8)
+    accepted.sendall(b"no")
+    receive(client, 2)
+    client.close()
+    receive_to_end(accepted)
+    accepted.close()
+    line = eventually(lambda: forwarder.stderr, "a line")
+    if form == "json":
+        fields = json.loads(line)
+        assert fields["client"] == name
+        assert (fields["received"], fields["sent"], fields["end"]) == (8, 2, "eof")
+    else:
+        for word in (f"client={name}", f"target={target(backend)}", "received=8", "sent=2"):
+            assert word in line.split()
+
+
+def test_forward_lookups_do_not_hold_up_others(forward: Forwarding, sockets: Sockets) -> None:
+    # A name under .invalid is asked for at a server that may not answer at all.
+    slow, front, backend = sockets.listen(), sockets.listen(), sockets.listen()
+    text = f'[route.slow]\nto = "tcp:slow.invalid:1"\n[route.web]\nto = "{target(backend)}"\n'
+    forward.config(text, slow=slow, web=front)
+    waiting = [sockets.connect(slow) for _ in range(5)]
+    began = time.monotonic()
+    asks(front, sockets, backend)
+    assert time.monotonic() - began < 1
+    assert all(one.fileno() >= 0 for one in waiting)
