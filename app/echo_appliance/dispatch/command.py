@@ -28,7 +28,7 @@ _COMMANDS = """
   status, list                          bindings, destinations and counters
   explain tcp|udp ADDR PORT             which binding wins, why, and which socket takes it
   metrics                               the counters as Prometheus text
-  run --config FILE                     all of it as a service: systemd/system/dispatch@.service
+  run --config FILE                     load, bind, register LISTEN_FDS, and keep it so
 
 COMMAND --help tells more."""
 
