@@ -102,6 +102,28 @@ def test_life_watchdog_is_fed_at_half_its_time(launch: Launcher, sockets: Socket
     assert 0.09 < (times[5] - times[0]) / 5 < 0.15
 
 
+def test_life_service_manager_that_does_not_read_stops_nobody(
+    launch: Launcher, sockets: Sockets
+) -> None:
+    server = sockets.listen()
+    appliance = launch.start([server], environment={"WATCHDOG_USEC": "20000"})
+    another = sockets.keep(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+    another.connect("\0" + appliance.notified.address[1:])
+    another.setblocking(False)
+
+    def full() -> bool:
+        try:
+            another.send(b"X=1")
+        except BlockingIOError:
+            return True
+        return False
+
+    eventually(full, "a full queue")
+    client = sockets.connect(server)
+    for _ in range(50):
+        round_trip(client)
+
+
 def test_life_watchdog_is_not_fed_by_a_process_that_stands(
     launch: Launcher, sockets: Sockets
 ) -> None:

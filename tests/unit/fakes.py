@@ -1,10 +1,15 @@
 """A loop whose time is an argument, and a manager that remembers what it was told."""
 
+import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from echo_appliance.metrics import Snapshot
+
+
+def nothing_taken(_connection: socket.socket, _source: str | None) -> None:
+    """What an acceptor hands connections to when there will be none."""
 
 
 class FakeTimer:
