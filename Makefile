@@ -72,7 +72,7 @@ machine: image
 
 bench: image bpf
 	$(SETUP) bench
-	$(RUN)/pip install --quiet --disable-pip-version-check '.[bench]'
+	$(RUN)/pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	$(RUN)/python -m bench
 
 clean:

@@ -19,8 +19,8 @@ answer leaves from the inherited socket's port, as if this were not here.
 import select
 import socket
 
+from ..buffer import VIEW
 from ..linux import IP_FREEBIND, IPV6_FREEBIND
-from .buffer import VIEW
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
