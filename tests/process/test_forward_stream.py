@@ -119,6 +119,7 @@ def test_forward_octets_before_a_reset_are_delivered(
     front, backend = sockets.listen(), sockets.listen()
     forwarder = forward.to(front, backend)
     pair = forward.joined(front, backend)
+    round_trip_through(*pair)  # else it might not have seen yet that it is connected
     one, other = pair if first == "client" else pair[::-1]
     with frozen(forwarder.pid):
         one.sendall(b"answer")
