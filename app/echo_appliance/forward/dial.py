@@ -11,13 +11,14 @@ import errno
 import select
 import socket
 
+from ..plain import PlainSocket
 from .destination import Backend, Destination
 from .target import address_of, is_passed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Protocol, cast
+    from typing import Protocol
 
     from ..loop import Loop, Timer
     from .resolve import Address, Resolver
@@ -35,8 +36,6 @@ FIRST_PAUSE = 0.05  # between two rounds of asking all; doubles up to LAST_PAUSE
 LAST_PAUSE = 1.0
 BACKLOG_PAUSE = 0.01  # a unix socket's backlog is full: nothing tells when it no longer is
 
-# The type that socket.socket is a Python layer above, which would cost each connection 3 us.
-_Socket = cast("type[socket.socket]", socket.SocketType) if TYPE_CHECKING else socket.SocketType
 _FLAGS = socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 _INTERNET = (socket.AF_INET, socket.AF_INET6)
 _PENDING = (errno.EINPROGRESS, errno.EALREADY)
@@ -194,7 +193,7 @@ class Dial:
     def _try(self, address: "Address") -> bool:
         """Begin to connect; False when that has failed already."""
         try:
-            sock = _Socket(address[0], self._kind | _FLAGS)
+            sock = PlainSocket(address[0], self._kind | _FLAGS)
         except OSError as error:
             self._note(error.errno or 0)
             return False

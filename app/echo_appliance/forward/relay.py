@@ -110,6 +110,13 @@ class Side:
         if sent < len(octets):
             self._unsent = memoryview(octets)[sent:]
 
+    def begin(self) -> None:
+        """Wait here from now on, if only for errors."""
+        self.watch()
+        if self._watched == _UNWATCHED:
+            self._loop.watch(self._socket.fileno(), 0, self.on_event)
+            self._watched = 0
+
     def watch(self) -> None:
         """Wait for what there is to do here, as far as that has changed."""
         wanted = 0
@@ -204,11 +211,12 @@ class Side:
 class Relay:
     """A client and its backend, joined.  Borrows both sockets; end() before they are closed."""
 
-    __slots__ = ("backend", "client")
+    __slots__ = ("_over", "backend", "client")
 
     def __init__(
         self, loop: "Loop", owner: "Owner", client: socket.socket, backend: socket.socket
     ) -> None:
+        self._over = False
         self.client = Side(loop, owner, client)
         self.backend = Side(loop, owner, backend)
         self.client.join(self.backend)
@@ -218,10 +226,12 @@ class Relay:
         """Relay from now on; the backend gets `head` first.  Raises OSError if it cannot."""
         if head:
             self.client.give(head)
-        self.client.watch()
-        self.backend.watch()
-        # While we connected the client has mostly spoken: that saves it a turn of the loop.
+        # While we connected the client has mostly spoken: that saves it a turn of the loop, and
+        # the backend is at work already while the rest is done here.
         self.client.on_event(select.EPOLLIN)
+        if not self._over:
+            self.client.begin()
+            self.backend.begin()
 
     @property
     def unsent(self) -> int:
@@ -230,5 +240,6 @@ class Relay:
 
     def end(self) -> None:
         """Wait for neither side any more."""
+        self._over = True
         self.client.unwatch()
         self.backend.unwatch()
