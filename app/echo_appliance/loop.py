@@ -63,7 +63,7 @@ class Loop:
         self._handlers: dict[int, Callable[[int], None]] = {}
         self._timers: list[Timer] = []
         self._cancelled = 0
-        self._signals: dict[int, Callable[[], None]] = {}
+        self._signals: dict[int, Callable[[], object]] = {}
         self._stopped = False
 
     # -- descriptors ---------------------------------------------------------
@@ -124,7 +124,7 @@ class Loop:
 
     # -- signals -------------------------------------------------------------
 
-    def on_signal(self, number: int, handler: "Callable[[], None]") -> None:
+    def on_signal(self, number: int, handler: "Callable[[], object]") -> None:
         """Call handler() in the loop when the signal arrives.
 
         Python runs signal handlers between bytecodes of whatever is running; the

@@ -30,7 +30,7 @@ class FakeLoop:
         self.now = 1000.0
         self.watched: dict[int, int] = {}
         self.timers: list[FakeTimer] = []
-        self.signals: dict[int, Callable[[], None]] = {}
+        self.signals: dict[int, Callable[[], object]] = {}
         self.stopped = False
 
     def watch(self, descriptor: int, events: int, _handler: Callable[[int], None]) -> None:
@@ -53,7 +53,7 @@ class FakeLoop:
         self.timers.append(timer)
         return timer
 
-    def on_signal(self, number: int, handler: Callable[[], None]) -> None:
+    def on_signal(self, number: int, handler: Callable[[], object]) -> None:
         self.signals[number] = handler
 
     def run(self) -> None:
@@ -79,6 +79,8 @@ class FakeLoop:
 
 class FakeManager:
     """Keeps a line per message."""
+
+    cannot_ask = False
 
     def __init__(self, alive_interval: float | None = None) -> None:
         self.alive_interval = alive_interval

@@ -6,7 +6,7 @@ from ..accept import Acceptor
 from ..admission import Admission
 from ..errors import SetupError
 from ..inherit import Inherited, check_metrics, describe_all, take
-from ..limits import connection_limit
+from ..limits import connection_limit, share
 from ..loop import Loop
 from ..metrics import SOCKET_NAME as METRICS
 from ..metrics import Registry
@@ -93,8 +93,8 @@ def _run_workers(
         )
 
     def build(loop: Loop, link: Link, number: int) -> Service:
-        share = limit * (number + 1) // options.workers - limit * number // options.workers
-        return _build(loop, link, Registry(), served, options, share)
+        own = share(limit, number, options.workers)
+        return _build(loop, link, Registry(), served, options, own)
 
     lifetimes = Lifetimes(options.drain, options.exit_idle, options.start_sleep)
     return supervise(options.workers, build, lifetimes, describe_all(served), metrics)

@@ -14,7 +14,6 @@
 Raises ParseError with the place and, in words, what to do.
 """
 
-from ..admission import Admission
 from ..errors import ParseError
 from .destination import Balance, Destination, ProxyVersion
 from .peers import Peers
@@ -78,7 +77,6 @@ def _parse_route(name: str, table: object, common: "Table") -> Route:
         raise ParseError(f'{where}: nowhere to go: write to = "tcp:HOST:PORT", or tls rules')
     if route.tls is not None and route.destination is not None:
         _add_rule(where, route.tls, DEFAULT, [], route.destination)
-    route.admission = Admission(route.max_connections, route.max_connections_per_source)
     _check_kinds(where, route)
     return route
 

@@ -65,7 +65,7 @@ class Datagrams:
         self.entrance.house.loop.watch(self._socket.fileno(), select.EPOLLIN, self._on_readable)
 
     def look_again(self) -> None:
-        """Nothing to do: there are no workers in forward mode."""
+        """Nothing to do: one worker alone has this socket."""
 
     def close(self) -> None:
         """Take no more; sessions answer until they are over."""

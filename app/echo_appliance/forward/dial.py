@@ -103,12 +103,7 @@ class Dial:
         """Begin with a backend; False when it has failed already."""
         target = backend.target
         if is_passed(target):
-            sock = self._standby.take(target.path)
-            if sock is None:
-                self._reason = "descriptor-used-up"
-                return False
-            self._succeed(sock, None)
-            return True
+            return self._ask_passed(target.path)
         if target.family != socket.AF_UNSPEC:
             self._addresses = [address_of(target)]
             return self._race()
@@ -123,6 +118,18 @@ class Dial:
                 self._backend_failed()
 
         self._resolver.lookup(target.host, target.port, self._kind, resolved)
+        return True
+
+    def _ask_passed(self, name: str) -> bool:
+        path = self._standby.path(name)
+        if path is not None:
+            self._addresses = [(socket.AF_UNIX, path)]
+            return self._race()
+        sock = self._standby.take(name)
+        if sock is None:
+            self._reason = "descriptor-used-up"
+            return False
+        self._succeed(sock, None)
         return True
 
     def _race_for(self, backend: Backend, addresses: "list[Address]") -> bool:

@@ -77,7 +77,8 @@ class Gate:
         return None if self.route.accept_proxy_from is not None else source
 
     def pause(self) -> None:
-        """Nobody else could take what waits: there are no workers in forward mode."""
+        """Note that we take no more for now, while more may wait."""
+        self._total.pause()
 
     def wait_for_room(self, resume: "Callable[[], None]") -> None:
         """Call resume() once, when there may be room."""
