@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import os
 import select
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.process.forwarding import FAMILIES, Forwarding, in_thread
-from tests.process.launcher import Launcher, eventually, frozen
+from tests.process.launcher import COMMAND, Launcher, eventually, frozen
 from tests.process.peers import (
     Sockets,
     pattern,
@@ -250,6 +253,63 @@ def test_forward_passed_connection_serves_one_client(
         sockets.connect(front).recv(1)
     ours.sendall(b"answer")
     assert receive(client, 6) == b"answer"
+
+
+def test_forward_path_descriptor_is_connected_for_each_client(
+    launch: Launcher, sockets: Sockets, short_path: Path
+) -> None:
+    # Where no path leads to the backend, as in a container: its socket's place is a descriptor.
+    front, folder = sockets.listen(), short_path / "backends"
+    folder.mkdir()
+    backend = sockets.listen(socket.AF_UNIX, str(folder / "backend"))
+    with opened_path(folder / "backend") as descriptor:
+        forwarder = launch.start(
+            [front, descriptor], "--to", "fd:back", "--workers", "2",
+            names=["web", "back"], command=(*COMMAND, "forward"),
+        )  # fmt: skip
+    folder.rename(short_path / "elsewhere")
+    for _ in range(3):
+        client = sockets.connect(front)
+        round_trip_through(client, sockets.keep(backend.accept()[0]))
+    backend.close()
+    with pytest.raises(ConnectionResetError):
+        sockets.connect(front).recv(1)
+    assert forwarder.stop() == 0
+
+
+@contextlib.contextmanager
+def opened_path(path: Path) -> Iterator[int]:
+    """Give a descriptor of the path itself."""
+    descriptor = os.open(path, os.O_PATH)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@pytest.mark.parametrize(
+    ("what", "to", "words"),
+    [
+        ("socket", "tcp:h:1", 'write to = "fd:back"'),
+        ("file", "fd:back", "not an open socket"),
+        ("directory", "fd:back", "not an open socket"),
+    ],
+)
+def test_forward_path_descriptor_that_is_no_target_is_refused(
+    launch: Launcher, sockets: Sockets, short_path: Path, what: str, to: str, words: str
+) -> None:
+    path = short_path / "file"
+    path.touch()
+    if what == "directory":
+        path = short_path
+    elif what == "socket":
+        path = Path(sockets.listen(socket.AF_UNIX).getsockname())
+    with opened_path(path) as descriptor:
+        line = launch.fail(
+            [sockets.listen(), descriptor], "--to", to,
+            names=["web", "back"], command=(*COMMAND, "forward"),
+        )  # fmt: skip
+    assert words in line
 
 
 def test_forward_drain_lets_open_connections_finish(forward: Forwarding, sockets: Sockets) -> None:
