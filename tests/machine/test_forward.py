@@ -136,10 +136,10 @@ def test_forward_native_does_the_same_without_network_or_capability(
     assert exposure(native, "--user", "forward@redis.service") <= EXPOSURE_LIMIT
 
 
-def test_forward_native_reload_reads_the_routes_again(native: testinfra.host.Host) -> None:
+def test_forward_native_hangup_reads_the_routes_again(native: testinfra.host.Host) -> None:
     assert ask() == b"one heard hello"
     write_route(native, "two")
-    native.check_output("systemctl --user reload forward@redis.service")
+    native.check_output("systemctl --user kill --signal=HUP forward@redis.service")
     wait_until(lambda: ask() == b"two heard hello", "the new route")
 
 
@@ -178,6 +178,10 @@ def test_forward_native_system_unit_serves_as_nobody_known(
     uid = int(status_of(service["MainPID"])["Uid"].split()[0])
     assert 61184 <= uid <= 65519, "the range that systemd takes transient users from"
     assert exposure(native_system, "--system", "forward@redis.service") <= EXPOSURE_LIMIT
+    native_system.check_output("systemctl reload forward@redis.service")
+    journal = "journalctl --unit=forward@redis.service --output=cat"
+    wait_until(lambda: "is in force" in native_system.check_output(journal), "the reload")
+    assert ask() == b"one heard hello"
 
 
 def test_forward_reload_reads_the_routes_again(forward: testinfra.host.Host) -> None:

@@ -267,6 +267,16 @@ def test_dial_unix_backlog_that_stays_full_is_given_up_in_time(world: Make) -> N
     here.assert_clean()
 
 
+def test_dial_unix_backend_that_ends_with_its_backlog_full_is_a_failure(world: Make) -> None:
+    here = world("unix:/run/backend")
+    here.script["/run/backend"] = [errno.EAGAIN]
+    here.dial()
+    here.script["/run/backend"] = [errno.ECONNREFUSED]
+    here.loop.advance(BACKLOG_PAUSE)
+    assert here.failed == ["connect-refused"]
+    here.assert_clean()
+
+
 # -- happy eyeballs ----------------------------------------------------------------
 
 

@@ -180,20 +180,14 @@ class Side:
             self._unsent = unsent[sent:]
             return
         self._unsent = None
-        if self._eof:
-            self._end_direction()
-        else:
-            self.watch()
-            self._peer.watch()
+        self.watch()
+        self._peer.watch()
 
     def _on_eof(self) -> None:
+        """Pass the end on: what came before it is gone, or this side would not have been read."""
         self._eof = True
-        self._end_direction()
-
-    def _end_direction(self) -> None:
-        """All that came from here has been passed on, and there will be no more."""
         peer = self._peer
-        if peer._eof and peer._unsent is None:
+        if peer._eof:
             self._owner.relay_ended("eof", False)
             return
         try:
