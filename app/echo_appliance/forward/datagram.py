@@ -27,6 +27,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..loop import Timer
     from ..original import Ancillary
+    from .access_log import AccessLog
 
     # As recvmsg() gives it; None for a unix client that has none.
     Address = tuple[object, ...] | str | bytes | None
@@ -283,7 +284,7 @@ class Session:
         for _ in self._waiting:
             entrance.counters.drop(reason)
         if house.access_log is not None:
-            self._log(reason)
+            self._log(house.access_log, reason)
         if reason != "eof":
             entrance.counters.end(reason)
         entrance.counters.open -= 1
@@ -291,20 +292,15 @@ class Session:
         self._datagrams.forget(self)
         house.service.closed(self)
 
-    def _log(self, reason: str) -> None:
-        log = self._datagrams.entrance.house.access_log
-        if log is None:
-            return
-        fields: dict[str, str | int | float] = {
-            "route": self._route.name,
-            "client": format_address(self.key[0]) or "unix",
-            "target": self._target,
-            "received": self._octets[0],
-            "sent": self._octets[1],
-            "seconds": round(monotonic() - self._started_at, 3),
-            "end": "idle" if reason == "eof" else reason,
-        }
-        log.write(fields)
+    def _log(self, log: "AccessLog", reason: str) -> None:
+        log.write(
+            self._route.name,
+            format_address(self.key[0]) or "unix",
+            self._target,
+            (self._octets[0], self._octets[1]),
+            monotonic() - self._started_at,
+            "idle" if reason == "eof" else reason,
+        )
 
 
 def _source(peer: object) -> str | None:

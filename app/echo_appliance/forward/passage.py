@@ -81,6 +81,8 @@ class Entrance:
             Passage(self, route, sock, counted_as).start()
             return
         self.counters.refuse(reason)
+        if self.house.access_log is not None:
+            self.house.access_log.passage(route.name, sock, end=reason)
         reset_on_close(sock)
         sock.close()
         release(self.house.admission, route, counted_as)
@@ -308,21 +310,15 @@ class Passage:
         house.service.closed(self)
 
     def _log(self, log: "AccessLog", client: socket.socket, reason: str) -> None:
-        from .client import describe_client
-
         relay = self._relay
-        fields: dict[str, str | int | float] = {
-            "route": self._route.name,
-            "client": describe_client(client, self._header),
-            "target": self._target,
-            "received": relay.client.octets if relay else 0,
-            "sent": relay.backend.octets if relay else 0,
-            "seconds": round(monotonic() - self._started_at, 3),
-            "end": reason,
-        }
-        if self._hello is not None:
-            fields["server_name"] = self._hello.server_name
-        log.write(fields)
+        log.passage(
+            self._route.name, client, self._header,
+            target=self._target,
+            octets=(relay.client.octets, relay.backend.octets) if relay else (0, 0),
+            seconds=monotonic() - self._started_at,
+            server_name=self._hello.server_name if self._hello is not None else None,
+            end=reason,
+        )  # fmt: skip
 
     # -- time --------------------------------------------------------------------
 
