@@ -2,11 +2,10 @@
 
 import sys
 
-from .client import describe_client
+from ..inherit import format_address
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable, Mapping
 
     from .proxy_protocol import Header
@@ -28,8 +27,8 @@ class AccessLog:
     def passage(
         self,
         route: str,
-        client: "socket.socket",
-        header: "Header | None" = None,
+        client: str,
+        header: "Header | None",
         *,
         target: str = "",
         octets: tuple[int, int] = (0, 0),
@@ -37,9 +36,14 @@ class AccessLog:
         server_name: str | None = None,
         end: str,
     ) -> None:
-        """Write about a stream's client; `octets` are those from it and those to it."""
+        """Write about a stream's client: of the header's name if it has one.
+
+        `octets` are those from it and those to it.
+        """
+        if header is not None and header.source[0]:
+            client = format_address(header.source)
         named = {} if server_name is None else {"server_name": server_name}
-        self.write(route, describe_client(client, header), target, octets, seconds, end, named)
+        self.write(route, client, target, octets, seconds, end, named)
 
     def write(
         self,

@@ -82,7 +82,9 @@ class Entrance:
             return
         self.counters.refuse(reason)
         if self.house.access_log is not None:
-            self.house.access_log.passage(route.name, sock, end=reason)
+            from .client import name_of
+
+            self.house.access_log.passage(route.name, name_of(sock, source), None, end=reason)
         reset_on_close(sock)
         sock.close()
         release(self.house.admission, route, counted_as)
@@ -92,8 +94,8 @@ class Passage:
     """Owns the client's socket, and the backend's as soon as there is one."""
 
     __slots__ = ("_backend", "_client", "_destination", "_entrance", "_header", "_hello",
-                 "_octets", "_relay", "_route", "_settled", "_source", "_stage", "_started_at",
-                 "_target", "_timers", "_waiting")  # fmt: skip
+                 "_name", "_octets", "_relay", "_route", "_settled", "_source", "_stage",
+                 "_started_at", "_target", "_timers", "_waiting")  # fmt: skip
 
     def __init__(
         self, entrance: Entrance, route: Route, client: socket.socket, source: str | None
@@ -105,6 +107,7 @@ class Passage:
         self._source = source
         self._stage: Head | Dial | None = None
         self._waiting = False  # watching the client while its backend is dialled
+        self._name = ""  # for the access log, if there is one
         self._octets = b""  # read from the client, for the backend
         self._header: Header | None = None  # the client by the word of a trusted proxy
         self._hello: ClientHello | None = None
@@ -124,6 +127,10 @@ class Passage:
         entrance.counters.open += 1
         house.service.opened(self)
         house.service.touch()
+        if house.access_log is not None and self._client is not None:
+            from .client import name_of
+
+            self._name = name_of(self._client, self._source)  # soon it may be gone
         if route.lifetime:
             self._after(route.lifetime, lambda: self.abort("lifetime"))
         try:
@@ -290,7 +297,7 @@ class Passage:
         if self._relay is not None:
             self._relay.end()
         if entrance.house.access_log is not None:
-            self._log(entrance.house.access_log, client, reason)
+            self._log(entrance.house.access_log, reason)
         for sock in (client, self._backend):
             if sock is not None:
                 if reset:
@@ -309,10 +316,10 @@ class Passage:
         house.service.touch()
         house.service.closed(self)
 
-    def _log(self, log: "AccessLog", client: socket.socket, reason: str) -> None:
+    def _log(self, log: "AccessLog", reason: str) -> None:
         relay = self._relay
         log.passage(
-            self._route.name, client, self._header,
+            self._route.name, self._name, self._header,
             target=self._target,
             octets=(relay.client.octets, relay.backend.octets) if relay else (0, 0),
             seconds=monotonic() - self._started_at,
