@@ -17,7 +17,7 @@ import pytest
 
 from tests.process import pages
 from tests.process.conftest import lacking
-from tests.process.forwarding import Forwarding, target
+from tests.process.forwarding import Forwarding, target, vsock_loops_back
 from tests.process.launcher import COMMAND, Launcher, Server, eventually
 from tests.process.peers import Sockets, receive, receive_to_end, reset
 
@@ -162,6 +162,64 @@ def test_forward_unix_backlog_that_is_full_is_waited_for(
         client.sendall(b"?")
     for _ in clients:
         assert receive(sockets.keep(backend.accept()[0]), 1) == b"?"
+
+
+# -- vsock ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def vsock(sockets: Sockets) -> socket.socket:
+    """A listening vsock socket."""
+    try:
+        sock = sockets.keep(socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM))
+    except OSError as error:
+        lacking(f"no vsock on this kernel ({error}): load the module vsock")
+    sock.bind((socket.VMADDR_CID_ANY, socket.VMADDR_PORT_ANY))
+    sock.listen()
+    return sock
+
+
+def test_forward_vsock_backend_is_reached_as_far_as_the_kernel_goes(
+    forward: Forwarding, sockets: Sockets, vsock: socket.socket
+) -> None:
+    loops_back = vsock_loops_back(vsock)
+    front, metrics = sockets.listen(), sockets.listen()
+    options = ("--connect-timeout", "1")
+    forward.config(f'[route.web]\nto = "{target(vsock)}"\n', *options, web=front, metrics=metrics)
+    if loops_back:
+        asks(front, sockets, vsock)
+        return
+    # Without vsock_loopback its packets are lost; a guest of the vm tier does the real thing.
+    client = sockets.connect(front)
+    assert_reset(client)
+    ended = {key[2] for key in pages.scrape(metrics) if key[0] == "connections_ended_total"}
+    assert ended <= {"connect-timeout", "connect-enodev"}
+
+
+def test_forward_vsock_backend_that_nobody_serves_is_passed_over(
+    forward: Forwarding, sockets: Sockets, vsock: socket.socket
+) -> None:
+    front, backend, dead = sockets.listen(), sockets.listen(), target(vsock)
+    vsock.close()
+    forwarder = forward.to(front, dead, target(backend), options=["--connect-timeout", "0.5"])
+    for _ in range(3):
+        asks(front, sockets, backend)
+    forwarder.assert_sleeps()
+
+
+def test_forward_vsock_backend_that_is_not_there_is_waited_for(
+    forward: Forwarding, sockets: Sockets, vsock: socket.socket
+) -> None:
+    front, metrics, dead = sockets.listen(), sockets.listen(), target(vsock)
+    vsock.close()
+    forwarder = forward.config(
+        f'[route.web]\nto = "{dead}"\nconnect-retry = 1.5\nconnect-timeout = 0.2\n',
+        web=front, metrics=metrics,
+    )  # fmt: skip
+    began = time.monotonic()
+    assert_reset(sockets.connect(front))
+    assert 1.4 < time.monotonic() - began < 6
+    forwarder.assert_sleeps()
 
 
 # -- names ---------------------------------------------------------------------

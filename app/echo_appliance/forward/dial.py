@@ -41,6 +41,7 @@ _INTERNET = (socket.AF_INET, socket.AF_INET6)
 _PENDING = (errno.EINPROGRESS, errno.EALREADY)
 _REASONS = {
     errno.ECONNREFUSED: "connect-refused",
+    errno.ECONNRESET: "connect-refused",  # what vsock calls it
     errno.ENOENT: "connect-refused",  # a unix socket that is not there (yet)
     errno.ETIMEDOUT: "connect-timeout",
 }
