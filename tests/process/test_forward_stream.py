@@ -354,3 +354,21 @@ def test_forward_exit_idle_waits_for_the_last_connection(
     client.close()
     accepted.close()
     assert forwarder.wait() == 0
+
+
+def test_forward_small_words_are_not_held_back(forward: Forwarding, sockets: Sockets) -> None:
+    # With Nagle's algorithm the second word of each answer waits for a delayed ACK, 40 ms.
+    front, backend = sockets.listen(), sockets.listen()
+    forward.to(front, backend)
+    pair = forward.joined(front, backend)
+    pair[1].setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for asker, answerer in (pair, pair[::-1]):
+        began = time.monotonic()
+        for _ in range(50):
+            asker.sendall(b"?")
+            receive(answerer, 1)
+            for word in (b"one", b"two"):
+                answerer.sendall(word)
+                time.sleep(0.001)  # so that the forwarder reads them apart
+            receive(asker, 6)
+        assert time.monotonic() - began < 1.0

@@ -37,7 +37,6 @@ LAST_PAUSE = 1.0
 BACKLOG_PAUSE = 0.01  # a unix socket's backlog is full: nothing tells when it no longer is
 
 _FLAGS = socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
-_INTERNET = (socket.AF_INET, socket.AF_INET6)
 _PENDING = (errno.EINPROGRESS, errno.EALREADY)
 _REASONS = {
     errno.ECONNREFUSED: "connect-refused",
@@ -103,11 +102,11 @@ class Dial:
     def _ask(self, backend: Backend) -> bool:
         """Begin with a backend; False when it has failed already."""
         target = backend.target
-        if is_passed(target):
-            return self._ask_passed(target.path)
         if target.family != socket.AF_UNSPEC:
             self._addresses = [address_of(target)]
             return self._race()
+        if is_passed(target):
+            return self._ask_passed(target.path)
         addresses = self._resolver.known(target.host, target.port, self._kind)
         if addresses is not None:
             return self._race_for(backend, addresses)
@@ -260,6 +259,4 @@ class Dial:
         if backend is None or caller is None:
             raise RuntimeError("a connection that nobody asked for")
         backend.answered(address)
-        if self._kind == socket.SOCK_STREAM and sock.family in _INTERNET:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         caller.connected(sock, backend)

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from .sni import ClientHello
     from .target import Standby
 
+_INTERNET = (socket.AF_INET, socket.AF_INET6)
+
 # An idle connection is found by looking this often in the time it may be idle.
 _LOOKS = 4
 
@@ -259,6 +261,9 @@ class Passage:
         try:
             head, self._octets = self._head_for_backend() + self._octets, b""
             relay.start(head)
+            if self._backend is not None and sock.family in _INTERNET:
+                # The first octets never wait, so that this can.
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         except OSError:
             self._end("reset", reset=True)
 
@@ -298,7 +303,8 @@ class Passage:
             self._relay.end()
         if entrance.house.access_log is not None:
             self._log(entrance.house.access_log, reason)
-        for sock in (client, self._backend):
+        backend, self._backend = self._backend, None
+        for sock in (client, backend):
             if sock is not None:
                 if reset:
                     reset_on_close(sock)
@@ -350,7 +356,7 @@ class Passage:
 
 def set_keepalive(sock: socket.socket, seconds: int) -> None:
     """Let TCP ask a silent peer after so many seconds, and give it up after three times that."""
-    if seconds and sock.family in (socket.AF_INET, socket.AF_INET6):
+    if seconds and sock.family in _INTERNET:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, seconds)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, seconds // 2))
