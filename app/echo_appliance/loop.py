@@ -11,6 +11,7 @@ epoll shape every handler here (see epoll(7), "Questions and answers"):
 * Registration belongs to the open file description, not to the number.  The
   owner of a descriptor calls forget() first and close() after, or a copy of
   it in another process would keep reporting events that nobody can remove.
+  Where there is no copy close() removes it, and drop() spares a system call.
 
 Level-triggered throughout: an event that is not served comes again, so that a
 bound on the work done per turn costs nothing but another turn.
@@ -81,6 +82,10 @@ class Loop:
         """Undo watch().  To be called before the descriptor is closed."""
         del self._handlers[descriptor]
         self._epoll.unregister(descriptor)
+
+    def drop(self, descriptor: int) -> None:
+        """Undo watch() of a descriptor that has no copy anywhere, and is closed next."""
+        del self._handlers[descriptor]
 
     def discard(self, descriptor: int) -> None:
         """Undo watch() if that has not been done yet."""

@@ -255,6 +255,22 @@ def test_forward_passed_connection_serves_one_client(
     assert receive(client, 6) == b"answer"
 
 
+def test_forward_passed_connection_that_somebody_has_a_copy_of_is_let_go(
+    forward: Forwarding, sockets: Sockets
+) -> None:
+    # epoll would report its end for ever, of a descriptor that is closed here.
+    front = sockets.listen()
+    ours, theirs = sockets.pair()
+    forwarder = forward.config('[route.web]\nto = "fd:back"\n', web=front, back=theirs)
+    client = sockets.connect(front)
+    client.sendall(b"hello")
+    assert receive(ours, 5) == b"hello"
+    client.close()
+    assert receive_to_end(ours) == b""
+    ours.close()
+    forwarder.assert_sleeps()
+
+
 def test_forward_path_descriptor_is_connected_for_each_client(
     launch: Launcher, sockets: Sockets, short_path: Path
 ) -> None:

@@ -29,6 +29,7 @@ import socket
 
 from ..buffer import VIEW
 from ..endings import reason_of
+from ..plain import PlainSocket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -134,11 +135,15 @@ class Side:
             return
         self._watched = wanted
 
-    def unwatch(self) -> None:
-        """Wait for nothing here; before the socket is closed."""
-        if self._watched != _UNWATCHED:
+    def leave(self) -> None:
+        """Wait for nothing here any more: the socket is closed next."""
+        if self._watched == _UNWATCHED:
+            return
+        self._watched = _UNWATCHED
+        if type(self._socket) is PlainSocket:  # made here, so that nobody has a copy
+            self._loop.drop(self._socket.fileno())
+        else:
             self._loop.forget(self._socket.fileno())
-            self._watched = _UNWATCHED
 
     @property
     def unsent(self) -> int:
@@ -158,7 +163,8 @@ class Side:
                 return  # that was the end
         if not reading:
             if events & select.EPOLLHUP:
-                self.unwatch()
+                self._loop.forget(self._socket.fileno())
+                self._watched = _UNWATCHED
         elif events & ~select.EPOLLOUT:
             # Also on an error: what came before a reset is read first, and the error after it.
             self.on_event(select.EPOLLIN)
@@ -235,5 +241,5 @@ class Relay:
     def end(self) -> None:
         """Wait for neither side any more."""
         self._over = True
-        self.client.unwatch()
-        self.backend.unwatch()
+        self.client.leave()
+        self.backend.leave()
