@@ -333,6 +333,8 @@ route web:
         ("[route.web]\nto = 'tcp:h:1'\nallow = ['nonsense']\n", "'nonsense' is no peer"),
         ("[route.web]\nto = 'tcp:h:1'\nidle-timeout = -1\n", "not a number of seconds"),
         ("[route.web]\nto = 'tcp:h:1'\nproxy-protocol = 'v3'\n", "none of 'none', 'v1', 'v2'"),
+        ("[route.web]\nto = 'tcp:h:1'\nanswers-in = 'here'\n", "not the absolute path"),
+        ("[route.web]\nto = 'tcp:h:1'\nanswers-in = '/" + 90 * "x" + "'\n", "too long"),
         ("[defaults]\nto = 'tcp:h:1'\n", "unknown key 'to'"),
         ("[wrong]\n", "unknown key 'wrong'"),
         ("[route.web]\nto = 'gopher:h:1'\n", "must begin with one of"),
