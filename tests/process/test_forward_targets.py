@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -376,16 +377,52 @@ def test_forward_lifetime_ends_a_busy_connection(forward: Forwarding, sockets: S
     assert client.recv(1) == b""
 
 
+def kept_alive(sock: socket.socket) -> bool:
+    """Whether the keepalive timer (tr=2) of this socket's peer runs, which is the forwarder's."""
+    ports = [f":{name[1]:04X}" for name in (sock.getpeername(), sock.getsockname())]
+    for line in Path("/proc/net/tcp").read_text().splitlines():
+        fields = line.split()
+        if [fields[1][-5:], fields[2][-5:]] == ports:
+            return fields[5].startswith("02:")
+    raise AssertionError(f"no connection of {ports}")
+
+
 def test_forward_keepalive_is_set_on_both_sides(forward: Forwarding, sockets: Sockets) -> None:
     front, backend = sockets.listen(), sockets.listen()
     forward.to(front, backend, options=["--keepalive", "7"])
-    client, accepted = forward.joined(front, backend)
-    timers = Path("/proc/net/tcp").read_text()
-    for ours in (client, accepted):
-        # tr=2 is the keepalive timer of the forwarder's socket, whose peer is ours.
-        port = f":{ours.getsockname()[1]:04X}"
-        lines = [line.split() for line in timers.splitlines() if line.split()[2].endswith(port)]
-        assert any(line[5].startswith("02:") for line in lines), lines
+    for sock in forward.joined(front, backend):
+        eventually(functools.partial(kept_alive, sock), "the timer")
+
+
+def test_forward_reload_changes_the_keepalive_of_new_connections(
+    forward: Forwarding, sockets: Sockets
+) -> None:
+    # Of listening sockets; beside a datagram socket and a connection that was passed and is over.
+    backend, answers = sockets.listen(), sockets.bind()
+    fronts = {"tcp": sockets.listen(), "udp": sockets.bind()}
+    client = sockets.connect(backend)
+    passed = {"one": sockets.keep(backend.accept()[0])}
+
+    def text(line: str) -> str:
+        return (
+            f'[defaults]\n{line}\n[route.udp]\nto = "{target(answers)}"\n'
+            f'[route."*"]\nto = "{target(backend)}"\n'
+        )
+
+    forwarder = forward.config(text(""), **fronts, **passed)
+    passed["one"].close()
+    accepted = sockets.keep(backend.accept()[0])
+    client.close()
+    accepted.close()
+    assert not kept_alive(forward.joined(fronts["tcp"], backend)[0])
+    for number, (line, kept) in enumerate((("keepalive = 7", True), ("", False)), 1):
+        forward.write(text(line))
+        reload(forwarder, "is in force", number)
+        pair = forward.joined(fronts["tcp"], backend)
+        pair[0].sendall(b"?")
+        receive(pair[1], 1)
+        assert [kept_alive(sock) for sock in pair] == [kept, kept]
+    assert "refused" not in forwarder.stderr
 
 
 # -- configuration ---------------------------------------------------------------

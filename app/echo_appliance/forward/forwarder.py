@@ -143,7 +143,8 @@ class Forwarder:
 
             service.add_source(Datagrams(entrance, inherited))
         elif inherited.listening:
-            set_keepalive(inherited.socket, route.keepalive)  # connections inherit it
+            if route.keepalive:
+                _set_keepalive(inherited, route)
             acceptor = Acceptor(
                 service.loop, inherited, entrance.gate, entrance.counters, entrance.serve,
                 service.source_lost,
@@ -202,8 +203,10 @@ class Forwarder:
         self._take_shares(routes)
         for inherited, entrance in self._entrances:
             route = _route_of(routes, inherited.name)
+            changed = route.keepalive != entrance.gate.route.keepalive
             entrance.gate.route = route
-            set_keepalive(inherited.socket, route.keepalive)
+            if changed and inherited.listening:
+                _set_keepalive(inherited, route)
         for restart in self._restart:
             restart()  # one that waited for room may have it now
 
@@ -218,6 +221,15 @@ class Forwarder:
         check_fit(routes, self._served, self._standby, self._paths)
         if self._options.workers > 1:
             check_shared(routes, self._served, self._standby, self._limit, self._options.workers)
+
+
+def _set_keepalive(inherited: Inherited, route: Route) -> None:
+    """Let connections inherit it from the socket that they are accepted on."""
+    try:
+        set_keepalive(inherited.socket, route.keepalive)
+    except OSError as error:
+        # SELinux may refuse it on a socket of init's; closed, it is when we drain.
+        say(f"{inherited.name}: keepalive refused ({error.strerror}); KeepAlive= in the unit does")
 
 
 def _peer(inherited: Inherited) -> str | None:

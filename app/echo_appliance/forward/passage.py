@@ -254,18 +254,16 @@ class Passage:
         client, route, loop = self._client, self._route, self._entrance.house.loop
         if client is None:
             raise RuntimeError("a backend for a client that is gone")
-        set_keepalive(sock, route.keepalive)
         self._relay = relay = Relay(loop, self, client, sock)
         if route.idle_timeout:
             self._after(route.idle_timeout / _LOOKS, lambda: self._look_for_idleness(0, -1))
         try:
             head, self._octets = self._head_for_backend() + self._octets, b""
             relay.start(head)
-            if self._backend is not None and sock.family in _INTERNET:
-                # The first octets never wait, so that this can.
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         except OSError:
             self._end("reset", reset=True)
+        if self._backend is not None and sock.family in _INTERNET:
+            _tune(sock, route.keepalive)
 
     def _head_for_backend(self) -> bytes:
         if self._destination is None or self._destination.proxy_protocol is ProxyVersion.NONE:
@@ -354,10 +352,25 @@ class Passage:
         self._timers = (*self._timers[:-1], timer)
 
 
+def _tune(sock: socket.socket, keepalive: int) -> None:
+    """Set what the first octets to a backend need not wait for."""
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if keepalive:
+            set_keepalive(sock, keepalive)
+    except OSError:
+        pass  # not every policy lets us, on a connection that was passed
+
+
 def set_keepalive(sock: socket.socket, seconds: int) -> None:
-    """Let TCP ask a silent peer after so many seconds, and give it up after three times that."""
-    if seconds and sock.family in _INTERNET:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    """Let TCP ask a silent peer after so many seconds, and give it up after three times that.
+
+    0: let it ask no more.
+    """
+    if sock.family not in _INTERNET:
+        return
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, bool(seconds))
+    if seconds:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, seconds)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, seconds // 2))
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)
