@@ -79,22 +79,22 @@ def forward(backends: testinfra.host.Host) -> testinfra.host.Host:
 @pytest.fixture
 def quadlet(backends: testinfra.host.Host) -> testinfra.host.Host:
     """Give the user the same as a quadlet."""
-    backends.check_output("mkdir -p ~/.config/systemd/user ~/.config/containers/systemd")
-    sockets = f"{UNITS}/forward@.socket {UNITS}/forward@redis.socket.d"
-    backends.check_output(f"cp -r {sockets} ~/.config/systemd/user")
-    backends.check_output(f"cp {UNITS}/quadlet/forward@.container ~/.config/containers/systemd")
-    listen(backends)
-    return backends
+    return with_service(backends, "quadlet/forward@.container", "~/.config/containers/systemd")
 
 
 @pytest.fixture
 def native(backends: testinfra.host.Host) -> testinfra.host.Host:
     """Give the user the same without podman."""
-    backends.check_output("mkdir -p ~/.config/systemd/user")
+    return with_service(backends, "native/forward@.service", "~/.config/systemd/user")
+
+
+def with_service(user: testinfra.host.Host, service: str, folder: str) -> testinfra.host.Host:
+    """Give the user the sockets, and this service in this folder."""
     sockets = f"{UNITS}/forward@.socket {UNITS}/forward@redis.socket.d"
-    backends.check_output(f"cp -r {sockets} {UNITS}/native/forward@.service ~/.config/systemd/user")
-    listen(backends)
-    return backends
+    user.check_output(f"mkdir -p ~/.config/systemd/user {folder}")
+    user.check_output(f"cp -r {sockets} ~/.config/systemd/user && cp {UNITS}/{service} {folder}")
+    listen(user)
+    return user
 
 
 def listen(user: testinfra.host.Host) -> None:

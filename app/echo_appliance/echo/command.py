@@ -11,7 +11,7 @@ from ..loop import Loop
 from ..metrics import SOCKET_NAME as METRICS
 from ..metrics import Registry
 from ..notify import ServiceManager
-from ..options import Parser, add_service_options
+from ..options import Parser, ServiceOptions, add_service_options
 from ..service import Lifetimes, Service
 from .connection import Connection, Endpoint
 from .stream import StreamConnection
@@ -23,17 +23,9 @@ if TYPE_CHECKING:
     from ..service import Manager
 
 
-class Options:
+class Options(ServiceOptions):
     """What the command line says; filled by the parser."""
 
-    max_connections: int | None
-    max_connections_per_source: int
-    idle_timeout: float
-    exit_idle: float
-    drain: float
-    start_sleep: float
-    workers: int
-    debug: bool
     allow_any_source: bool
 
 

@@ -4,7 +4,14 @@ import sys
 
 from ..errors import ParseError, SetupError
 from ..inherit import take
-from ..options import ArgumentError, Parser, add_service_options, count, seconds
+from ..options import (
+    ArgumentError,
+    Parser,
+    ServiceOptions,
+    add_service_options,
+    count,
+    seconds,
+)
 from . import config
 from .forwarder import Forwarder
 from .route import EVERY_NAME
@@ -17,7 +24,7 @@ if TYPE_CHECKING:
     from .forwarder import Routes
 
 
-class Options:
+class Options(ServiceOptions):
     """What the command line says; filled by the parser."""
 
     to: list[str]
@@ -29,14 +36,6 @@ class Options:
     proxy_protocol: str | None
     keepalive: int | None
     access_log: str | None
-    max_connections: int | None
-    max_connections_per_source: int
-    idle_timeout: float
-    exit_idle: float
-    drain: float
-    start_sleep: float
-    workers: int
-    debug: bool
 
 
 def main(arguments: "Sequence[str]") -> int:
