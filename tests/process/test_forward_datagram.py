@@ -13,6 +13,8 @@ from tests.process.forwarding import FAMILIES, Forwarding, target
 from tests.process.launcher import Launcher, eventually
 from tests.process.peers import Sockets, assert_silent, pattern
 
+SO_TIMESTAMPNS = 35  # asm-generic/socket.h
+
 
 @pytest.fixture
 def forward(launch: Launcher, sockets: Sockets, short_path: Path) -> Forwarding:
@@ -187,6 +189,31 @@ def test_forward_datagram_routes_refuse_what_is_for_streams(
     assert "a dgram a dgram's" in line
     text = '[route.dns]\nto = "udp:h:1"\naccept-proxy-from = "10.0.0.1"\n'
     assert "for streams" in forward.refuse(text, dns=sockets.bind())
+
+
+def test_forward_descriptors_that_clients_send_are_not_kept(
+    forward: Forwarding, sockets: Sockets
+) -> None:
+    front, backend = sockets.bind(socket.AF_UNIX), sockets.bind(socket.AF_UNIX)
+    forwarder = forward.to(front, backend)
+    client = sockets.connect(front)
+    exchange(client, backend, b"hello")
+    before = forwarder.descriptors
+    for _ in range(10):
+        socket.send_fds(client, [b"take these"], [backend.fileno()] * 10)
+        backend.recv(100)
+    exchange(client, backend, b"still the same")
+    assert forwarder.descriptors == before
+
+
+def test_forward_time_stamps_that_a_unit_asks_for_make_no_new_clients(
+    forward: Forwarding, sockets: Sockets
+) -> None:
+    front, backend = sockets.bind(), sockets.bind()
+    front.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)  # Timestamping=ns
+    forward.to(front, backend)
+    client = sockets.connect(front)
+    assert len({exchange(client, backend, b"hello") for _ in range(5)}) == 1
 
 
 # -- a unix backend that sees other abstract names ------------------------------------------

@@ -19,7 +19,7 @@ from ..answers import ask_for_destination, let_answers_be_long, send_reason
 from ..buffer import VIEW
 from ..errors import say
 from ..inherit import Inherited, format_address
-from ..original import ANCILLARY_SIZE, answer_from
+from ..original import ANCILLARY_SIZE, answer_from, destination
 from .destination import Backend
 from .dial import Dial
 from .passage import Entrance
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     # As recvmsg() gives it; None for a unix client that has none.
     Address = tuple[object, ...] | str | bytes | None
-    # Who sent it, and the control message that tells where to.
+    # Who sent it, and where to, as the kernel reports it.
     Key = tuple[Address, bytes]
 
 SESSION_SECONDS = 60.0  # without an idle-timeout of the route
@@ -58,6 +58,9 @@ class Datagrams:
         self._connected = inherited.connected  # then its one peer needs no address
         self.closed = False
         self._sessions: dict[Key, Session] = {}
+        # From a unix client nothing but octets: the descriptors that it may send along (SCM_RIGHTS)
+        # would be ours to close.  Without room for them the kernel does.
+        self._ancillary_size = ANCILLARY_SIZE if inherited.is_internet else 0
         if inherited.is_internet:
             ask_for_destination(inherited)
         else:
@@ -81,12 +84,13 @@ class Datagrams:
 
     def _on_readable(self, _events: int) -> None:
         receive = self._socket.recvmsg_into
+        ancillary_size = self._ancillary_size
         sessions = self._sessions
         counters = self.entrance.counters
         self.entrance.house.service.touch()
         for _ in range(DATAGRAMS_PER_TURN):
             try:
-                size, ancillary, flags, peer = receive(_buffers, ANCILLARY_SIZE)
+                size, ancillary, flags, peer = receive(_buffers, ancillary_size)
             except BlockingIOError:
                 return
             except OSError:
@@ -97,7 +101,8 @@ class Datagrams:
             if flags & socket.MSG_TRUNC:
                 counters.drop("too-long")
                 continue
-            key = (peer, ancillary[0][2] if ancillary else b"")
+            # Of what a unit has asked for besides, a time stamp differs each time.
+            key = (peer, destination(ancillary))
             session = sessions.get(key) or self._begin(key, ancillary)
             if session is not None:
                 session.forward(size)
