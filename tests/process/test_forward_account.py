@@ -342,6 +342,8 @@ route web:
         ("[route.web]\nto = 'vsock:host:1'\n", "is not a CID"),
         ("[route.web]\nto = 'fd:'\n", "needs the name of a passed descriptor"),
         ("[route.web]\nto = []\n", "name at least one target"),
+        ("[route.web]\nto = " + 1000 * "[" + 1000 * "]" + "\n", "nest too deeply"),
+        ("[route.web]\nlifetime = " + 5000 * "1" + "\n", "Exceeds the limit"),
     ],
 )  # fmt: skip
 def test_forward_check_refuses_nonsense_in_one_line(

@@ -44,7 +44,9 @@ def load(path: str, defaults: "Table") -> dict[str, Route]:
             tables = tomllib.load(file)
     except OSError as error:
         raise ParseError(f"{path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError as error:
+        raise ParseError(f"{path} is not TOML for us: its lists nest too deeply") from error
+    except ValueError as error:  # also of int(), which takes no more than 4,300 digits
         raise ParseError(f"{path} is not TOML: {error}") from error
     try:
         return parse(tables, defaults)
