@@ -6,6 +6,8 @@ import contextlib
 import functools
 import json
 import os
+import resource
+import select
 import shutil
 import signal
 import socket
@@ -482,6 +484,38 @@ def reload(forwarder: Server, answer: str, times: int = 1) -> None:
     """SIGHUP, and wait for what it says."""
     forwarder.signal(signal.SIGHUP)
     eventually(lambda: forwarder.stderr.count(answer) >= times, answer)
+
+
+@pytest.mark.parametrize("lacks", ["descriptor", "thread"])
+def test_forward_name_that_cannot_be_asked_for_now_is_asked_for_again(
+    forward: Forwarding, sockets: Sockets, lacks: str
+) -> None:
+    front, backend = sockets.listen(), sockets.listen()
+    port = backend.getsockname()[1]
+    forwarder = forward.to(front, f"tcp:localhost:{port}")
+    what, limit = {
+        # One for the client, and none to hear from the thread.
+        "descriptor": (resource.RLIMIT_NOFILE, forwarder.descriptors + 1),
+        "thread": (resource.RLIMIT_AS, virtual_size(forwarder) + 1024**2),  # and a stack has 8
+    }[lacks]
+    usual = resource.prlimit(forwarder.pid, what)
+    resource.prlimit(forwarder.pid, what, (limit, usual[1]))
+    for _ in range(2):
+        assert_refused(front, sockets)
+    resource.prlimit(forwarder.pid, what, usual)
+
+    def is_served() -> bool:
+        with contextlib.suppress(ConnectionResetError):
+            sockets.connect(front).sendall(b"?")
+        return bool(select.select([backend], [], [], 0.3)[0])
+
+    eventually(is_served, "the name to be asked for again")
+    assert "localhost cannot be looked up" in forwarder.stderr
+
+
+def virtual_size(server: Server) -> int:
+    """Octets, as RLIMIT_AS counts them."""
+    return int(Path(f"/proc/{server.pid}/statm").read_text().split()[0]) * os.sysconf("SC_PAGESIZE")
 
 
 @pytest.mark.parametrize(

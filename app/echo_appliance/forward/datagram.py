@@ -213,8 +213,14 @@ class Session:
             sock.close()
             self._end("no-address-for-answers")
             return
+        loop = self._datagrams.entrance.house.loop
+        try:
+            loop.watch(sock.fileno(), select.EPOLLIN, self._on_readable)
+        except OSError:
+            sock.close()
+            self._end("resources")  # epoll takes no more
+            return
         self._backend = sock
-        self._datagrams.entrance.house.loop.watch(sock.fileno(), select.EPOLLIN, self._on_readable)
         waiting, self._waiting = self._waiting, []
         for octets in waiting:
             self._send(octets)

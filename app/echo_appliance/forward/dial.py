@@ -216,10 +216,14 @@ class Dial:
             self._succeed(sock, address)
             return True
         if number in _PENDING:
-            self._limit_time()
-            self._attempts[sock.fileno()] = (sock, address)
-            self._loop.watch(sock.fileno(), select.EPOLLOUT, self._on_event(sock.fileno()))
-            return True
+            try:
+                self._loop.watch(sock.fileno(), select.EPOLLOUT, self._on_event(sock.fileno()))
+            except OSError as error:  # epoll takes no more (fs.epoll.max_user_watches)
+                number = error.errno or errno.ENOSPC
+            else:
+                self._limit_time()
+                self._attempts[sock.fileno()] = (sock, address)
+                return True
         sock.close()
         if number == errno.EAGAIN and address[0] == socket.AF_UNIX:
             self._limit_time()

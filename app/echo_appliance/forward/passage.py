@@ -223,8 +223,11 @@ class Passage:
         dial.start()
         if self._stage is dial and self._client is not None:
             # Not there at once.  Its octets can wait, but if it goes away so may the dial.
-            self._waiting = True
-            house.loop.watch(self._client.fileno(), 0, self._on_client_gone)
+            try:
+                house.loop.watch(self._client.fileno(), 0, self._on_client_gone)
+                self._waiting = True
+            except OSError:
+                self._end("resources", reset=True)  # epoll takes no more
 
     def _on_client_gone(self, events: int) -> None:
         if self._client is None:
