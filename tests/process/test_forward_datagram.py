@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from pathlib import Path
 
@@ -214,6 +215,23 @@ def test_forward_time_stamps_that_a_unit_asks_for_make_no_new_clients(
     forward.to(front, backend)
     client = sockets.connect(front)
     assert len({exchange(client, backend, b"hello") for _ in range(5)}) == 1
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_UNIX])
+def test_forward_socket_that_somebody_shuts_down_is_left_alone_and_told(
+    forward: Forwarding, sockets: Sockets, family: int
+) -> None:
+    fronts = {"a": sockets.bind(family), "b": sockets.bind(family)}
+    backend = sockets.bind()
+    forwarder = forward.config(f'[route."*"]\nto = "{target(backend)}"\n', **fronts)
+    with contextlib.suppress(OSError):  # ENOTCONN from UDP, which shuts it down nevertheless
+        fronts["a"].shutdown(socket.SHUT_RDWR)
+    eventually(lambda: "shut down by somebody who holds it too" in forwarder.stderr, "a line")
+    forwarder.assert_sleeps()
+    exchange(sockets.connect(fronts["b"]), backend, b"hello")
+    with contextlib.suppress(OSError):
+        fronts["b"].shutdown(socket.SHUT_RDWR)
+    assert forwarder.wait() == 0
 
 
 # -- a unix backend that sees other abstract names ------------------------------------------

@@ -54,6 +54,7 @@ class Datagrams:
     def __init__(self, entrance: Entrance, inherited: Inherited) -> None:
         self.entrance = entrance
         self._socket = inherited.socket
+        self._where = str(inherited)
         self._is_internet = inherited.is_internet
         self._connected = inherited.connected  # then its one peer needs no address
         self.closed = False
@@ -68,7 +69,7 @@ class Datagrams:
 
     def start(self) -> None:
         """Forward from now on."""
-        self.entrance.house.loop.watch(self._socket.fileno(), select.EPOLLIN, self._on_readable)
+        self.entrance.house.loop.watch(self._socket.fileno(), select.EPOLLIN, self._on_event)
 
     def look_again(self) -> None:
         """Nothing to do: one worker alone has this socket."""
@@ -82,7 +83,17 @@ class Datagrams:
         if not self._sessions:
             self._socket.close()
 
-    def _on_readable(self, _events: int) -> None:
+    def _on_event(self, events: int) -> None:
+        if events & select.EPOLLHUP:
+            # It stays readable for ever, with nothing to read.
+            house = self.entrance.house
+            house.loop.forget(self._socket.fileno())
+            say(f"{self._where}: shut down by somebody who holds it too; not served any more")
+            house.service.source_lost()
+        else:
+            self._on_readable()
+
+    def _on_readable(self) -> None:
         receive = self._socket.recvmsg_into
         ancillary_size = self._ancillary_size
         sessions = self._sessions
