@@ -216,17 +216,20 @@ def test_forward_datagram_sessions_are_logged(forward: Forwarding, sockets: Sock
 def test_forward_access_log_names_the_server_that_was_asked_for(
     forward: Forwarding, sockets: Sockets
 ) -> None:
-    front, backend = sockets.listen(), sockets.listen()
+    front, metrics, backend = sockets.listen(), sockets.listen(), sockets.listen()
     rule = f'[[route.web.tls]]\nserver-name = "*"\nto = "{target(backend)}"\n'
-    forwarder = forward.config(rule, "--access-log", "text", web=front)
+    forwarder = forward.config(rule, "--access-log", "text", web=front, metrics=metrics)
     evil = b'x" end=eof route=other\\'
     client = sockets.connect(front)
-    client.sendall(hellos.records(hellos.hello(hellos.server_name(evil)), [500]))
+    octets = hellos.records(hellos.hello(hellos.server_name(evil)), [500])
+    client.sendall(octets)
     client.close()
     sockets.keep(backend.accept()[0]).close()
     eventually(lambda: forwarder.stderr.endswith("\n"), "a line")
     [line] = forwarder.stderr.splitlines()
     assert line.startswith("route=web client=127.0.0.1:")
+    assert f"received={len(octets)}" in line.split(), "the backend got those of the hello, too"
+    assert pages.scrape(metrics)["received_octets_total", "web"] == len(octets)
     assert "route=other" not in line.split(), "a client's words must not look like fields of ours"
 
 

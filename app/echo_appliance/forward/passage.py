@@ -258,6 +258,7 @@ class Passage:
         if client is None:
             raise RuntimeError("a backend for a client that is gone")
         self._relay = relay = Relay(loop, self, client, sock)
+        relay.client.octets = len(self._octets)  # the head's were read before there was a relay
         if route.idle_timeout:
             self._after(route.idle_timeout / _LOOKS, lambda: self._look_for_idleness(0, -1))
         try:
