@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from echo_appliance.forward.proxy_protocol import Family, Header, serialize_v2
 from tests.process import pages, programs
 from tests.process.forwarding import FAMILIES, Forwarding
 from tests.process.launcher import COMMAND, Launcher, eventually
@@ -309,6 +310,39 @@ def test_proxy_clients_are_judged_by_the_header(
         good = sockets.connect(front)
         good.sendall(f"PROXY TCP4 {host} 2.2.2.2 1 2\r\nhello".encode())
         assert receive(sockets.keep(backend.accept()[0]), 5) == b"hello"
+
+
+@pytest.mark.parametrize(
+    ("allow", "name", "logged"),
+    [
+        ("unix", "", "127.0.0.1:"),
+        ("unix", "/run/with\nline", r"/run/with\nline"),
+        ("unix", "\0abstract", "@abstract"),
+        ("10.0.0.0/8", "10.0.0.1", None),  # a path like any other
+        ("10.0.0.0/8", "", None),
+        ("vsock", "/run/web", None),
+    ],
+)
+def test_proxy_clients_on_unix_sockets_are_judged_as_such(
+    forward: Forwarding, sockets: Sockets, allow: str, name: str, logged: str | None
+) -> None:
+    front, metrics, backend = sockets.listen(), sockets.listen(), sockets.listen()
+    forwarder = forward.config(
+        f'[route.web]\nto = "tcp:127.0.0.1:{port_of(backend)}"\n'
+        f'accept-proxy-from = "127.0.0.1"\nallow = "{allow}"\n',
+        "--access-log", "json", web=front, metrics=metrics,
+    )  # fmt: skip
+    client = sockets.connect(front)
+    client.sendall(serialize_v2(Header(Family.UNIX, (name, 0), ("/run/proxy", 0))) + b"hello")
+    if logged is None:
+        pages.until(metrics, {("connections_ended_total", "web", "denied"): 1})
+        return
+    accepted = sockets.keep(backend.accept()[0])
+    assert receive(accepted, 5) == b"hello"
+    for sock in (client, accepted):
+        sock.close()
+    line = json.loads(eventually(lambda: forwarder.stderr, "the log line"))
+    assert line["client"].startswith(logged)
 
 
 # haproxy 2.6 refuses the unix addresses of version 2; nginx skips them.

@@ -168,9 +168,9 @@ class Passage:
     def proxied(self, header: "Header") -> None:
         """A trusted proxy has told whose connection it is: now the route's rules can apply."""
         self._header = header
-        client = header.source[0] or None
-        if header.local or client is None:
+        if header.anonymous:
             return
+        client = header.host
         route, total = self._route, self._entrance.house.admission
         if not route.permits(client):
             self._end("denied", reset=True)
