@@ -259,6 +259,47 @@ def test_forward_name_with_a_dead_address_is_raced(
         assert time.monotonic() - began < 0.2, "the address that answered is asked first"
 
 
+def answers(front: socket.socket, sockets: Sockets, backend: socket.socket) -> None:
+    """Send datagrams until the backend gets one, and see its answer."""
+    client = sockets.connect(front)
+
+    def arrives() -> bool:
+        client.send(b"?")
+        return bool(select.select([backend], [], [], 0.05)[0])
+
+    eventually(arrives, "a datagram at the backend that lives")
+    _, session = backend.recvfrom(10)
+    backend.sendto(b"!", session)
+    assert client.recv(10) == b"!"
+
+
+def test_forward_datagrams_go_to_the_next_target_when_one_refuses(
+    forward: Forwarding, sockets: Sockets
+) -> None:
+    front, metrics, dead, alive = sockets.bind(), sockets.listen(), sockets.bind(), sockets.bind()
+    to = json.dumps([target(dead), target(alive)])
+    dead.close()
+    forward.config(f"[route.dns]\nto = {to}\n", dns=front, metrics=metrics)
+    answers(front, sockets, alive)
+    ended = ("connections_ended_total", "dns", "backend-refused")
+    assert pages.scrape(metrics)[ended] == 1
+    client = sockets.connect(front)
+    client.send(b"?")
+    alive.recv(10)  # the first datagram of the next client arrives
+    assert pages.scrape(metrics)[ended] == 1, "the one that refused is asked last"
+
+
+def test_forward_datagrams_go_to_the_next_address_when_one_refuses(
+    launch: Launcher, sockets: Sockets, short_path: Path
+) -> None:
+    front, alive = sockets.bind(), sockets.bind(address="127.0.0.3")
+    text = "127.0.0.2 both.example\n127.0.0.3 both.example\n"
+    with hosts(launch, short_path, text) as command:
+        port = alive.getsockname()[1]
+        launch.start([front], "--to", f"udp:both.example:{port}", command=command)
+        answers(front, sockets, alive)
+
+
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
 def test_forward_name_leads_to_either_family(
     launch: Launcher, sockets: Sockets, short_path: Path, family: int

@@ -165,8 +165,8 @@ class Datagrams:
 class Session:
     """One client's datagrams.  Owns the socket to the backend."""
 
-    __slots__ = ("_backend", "_datagrams", "_dial", "_octets", "_over", "_path", "_route",
-                 "_source", "_started_at", "_target", "_timer", "_touched_at", "_waiting",
+    __slots__ = ("_asked", "_backend", "_datagrams", "_dial", "_octets", "_over", "_path", "_route",
+                 "_source", "_started_at", "_timer", "_touched_at", "_waiting",
                  "answer", "key")  # fmt: skip
 
     def __init__(
@@ -185,7 +185,7 @@ class Session:
         self._backend: socket.socket | None = None
         self._dial: Dial | None = None
         self._waiting: list[bytes] = []
-        self._target = ""
+        self._asked: Backend | None = None  # whose socket that is
         self._path = ""  # of the socket to the backend, if it has one in the file system
         self._octets = [0, 0]  # received from the client, sent to it
         self._over = False
@@ -219,7 +219,7 @@ class Session:
     def connected(self, sock: socket.socket, backend: Backend) -> None:
         """A backend is there, as far as one can know."""
         self._dial = None
-        self._target = backend.target.text
+        self._asked = backend
         if sock.family == socket.AF_UNIX and not self._take_address(sock):
             sock.close()
             self._end("no-address-for-answers")
@@ -298,9 +298,22 @@ class Session:
         refused = error.errno == errno.ECONNREFUSED
         counters = self._datagrams.entrance.counters
         counters.drop("backend-refused" if refused else send_reason(error))
-        gone = error.errno in _GONE
-        if gone and self._backend is not None and self._backend.family == socket.AF_UNIX:
+        if self._backend is None or error.errno not in _GONE:
+            return
+        if self._backend.family == socket.AF_UNIX:
             self._end("backend-gone")
+        elif refused and self._asked is not None:
+            address = self._backend.family, self._backend.getpeername()
+            self._asked.refused(address, self._datagrams.entrance.house.loop.now)
+            if self._has_alternative(self._asked):
+                self._end("backend-refused")  # what comes next is for a new session, elsewhere
+
+    def _has_alternative(self, asked: Backend) -> bool:
+        destination, target = self._route.destination, asked.target
+        if destination is not None and len(destination.backends) > 1:
+            return True
+        resolver = self._datagrams.entrance.house.resolver
+        return len(resolver.known(target.host, target.port, socket.SOCK_DGRAM) or ()) > 1
 
     def look_for_idleness(self) -> None:
         """End if nothing moved for too long; else look again when that may be so."""
@@ -348,7 +361,7 @@ class Session:
         log.write(
             self._route.name,
             format_address(self.key[0]) or "unix",
-            self._target,
+            self._asked.target.text if self._asked is not None else "",
             (self._octets[0], self._octets[1]),
             monotonic() - self._started_at,
             "idle" if reason == "eof" else reason,

@@ -135,8 +135,9 @@ class Dial:
     def _race_for(self, backend: Backend, addresses: "list[Address]") -> bool:
         if not addresses:
             self._reason = "name-not-resolved"
-        good = backend.good_address  # the others may be tried too, but after it
-        self._addresses = sorted(addresses, key=lambda address: address != good)
+        # All may be tried, but the one that answered first, and the one that refused last.
+        good, refused = backend.good_address, backend.refused_address
+        self._addresses = sorted(addresses, key=lambda one: (one != good, one == refused))
         return self._race()
 
     def _backend_failed(self) -> None:
