@@ -58,6 +58,7 @@ class Datagrams:
         self._is_internet = inherited.is_internet
         self._connected = inherited.connected  # then its one peer needs no address
         self.closed = False
+        self.folder_refused = False  # and said so
         self._sessions: dict[Key, Session] = {}
         # From a unix client nothing but octets: the descriptors that it may send along (SCM_RIGHTS)
         # would be ours to close.  Without room for them the kernel does.
@@ -249,8 +250,12 @@ class Session:
                 # only the backend is heard.
                 os.chmod(path, 0o666)  # noqa: S103
         except OSError as error:
-            say(f"route.{self._route.name}: no socket in {folder or 'abstract'}: {error.strerror}")
+            if not self._datagrams.folder_refused:  # once, or strangers could fill the journal
+                where = folder or "abstract"
+                say(f"route.{self._route.name}: no socket in {where}: {error.strerror}")
+            self._datagrams.folder_refused = True
             return False
+        self._datagrams.folder_refused = False
         let_answers_be_long(sock)
         return True
 
