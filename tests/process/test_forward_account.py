@@ -334,6 +334,8 @@ route web:
         ("[[route.web.tls]]\nserver-name = '*'\nto = 'tcp:h:1'\n"
          "[[route.web.tls]]\nserver-name = '*'\nto = 'tcp:i:1'\n", "two of the kind: a default"),
         ("[route.web]\nto = 'tcp:h:1'\nallow = ['nonsense']\n", "'nonsense' is no peer"),
+        ("[route.web]\nto = 'tcp:h:1'\nallow = '10.0.0.0/" + 5000 * "1" + "'\n", "from 0 to 32"),
+        ("[route.web]\nto = 'tcp:h:1'\nconnect-timeout = 0\n", "no backend time to answer"),
         ("[route.web]\nto = 'tcp:h:1'\nidle-timeout = -1\n", "not a number of seconds"),
         ("[route.web]\nto = 'tcp:h:1'\nproxy-protocol = 'v3'\n", "none of 'none', 'v1', 'v2'"),
         ("[route.web]\nto = 'tcp:h:1'\nanswers-in = 'here'\n", "not the absolute path"),
