@@ -521,6 +521,31 @@ def test_forward_reload_that_lifts_a_limit_lets_those_in_who_wait(
     assert receive(sockets.keep(backend.accept()[0]), 1) == b"?"
 
 
+def test_forward_reload_before_it_serves_changes_the_routes_only(
+    forward: Forwarding, launch: Launcher, sockets: Sockets
+) -> None:
+    front, old, new = sockets.listen(), sockets.listen(), sockets.listen()
+    forward.write(f'[route.web]\nto = "{target(old)}"\n')
+    forwarder = launch.start(
+        [front], "--config", str(forward.file), "--start-sleep", "3",
+        names=["web"], command=(*COMMAND, "forward"), ready=False,
+    )  # fmt: skip
+    eventually(lambda: catches(forwarder.pid, signal.SIGHUP), "its handlers")
+    forward.write(f'[route.web]\nto = "{target(new)}"\n')
+    reload(forwarder, "is in force")
+    client = sockets.connect(front)
+    client.sendall(b"?")
+    assert select.select([old, new], [], [], 30)[0] == [new]
+    assert [line for line in forwarder.notified.take() if line == "READY=1"]
+
+
+def catches(pid: int, number: int) -> bool:
+    """Whether the process has a handler for this signal."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    [caught] = [line.split()[1] for line in lines if line.startswith("SigCgt:")]
+    return bool(int(caught, 16) >> (number - 1) & 1)
+
+
 def reload(forwarder: Server, answer: str, times: int = 1) -> None:
     """SIGHUP, and wait for what it says."""
     forwarder.signal(signal.SIGHUP)

@@ -150,7 +150,8 @@ class Forwarder:
                 service.source_lost,
             )  # fmt: skip
             service.add_source(acceptor)
-            self._restart.append(acceptor.start)
+            # Not before we serve: a reload during --start-sleep must not end that.
+            service.at_start(lambda: self._restart.append(acceptor.start))
         else:
             # What systemd accepted for us (Accept=yes) is served whatever the limits are.
             admit(house.admission, route, None)
