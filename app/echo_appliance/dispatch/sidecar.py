@@ -12,7 +12,9 @@ import os
 import signal
 
 from ..errors import SetupError, say
-from ..inherit import Inherited
+from ..inherit import Inherited, check_metrics
+from ..lending import SOCKET_NAME as REPLIES
+from ..limits import connection_limit
 from ..loop import Loop
 from ..metrics import SOCKET_NAME as METRICS
 from ..metrics_http import serve_metrics
@@ -20,6 +22,8 @@ from ..notify import ServiceManager
 from ..service import Lifetimes, Service
 from . import control
 from .bulk import load_bindings, read_source
+from .explain import Steering
+from .lender import Lender, check_lender
 from .model import parse_label
 from .register import borrow, register
 from .state import Dispatcher, Lock, Place
@@ -36,11 +40,17 @@ class Sidecar:
     """What is to be in force: a file's bindings, and sockets by their names."""
 
     def __init__(
-        self, place: Place, wait: float, config: str | None, sockets: list[Inherited]
+        self,
+        place: Place,
+        wait: float,
+        config: str | None,
+        sockets: list[Inherited],
+        lenders: list[Lender],
     ) -> None:
         self._place = place
         self._wait = wait
         self._config = config
+        self._lenders = lenders
         # A unit's unix and vsock sockets come along; nothing can be steered to those.
         self._sockets = [(parse_label(one.name), one.socket) for one in sockets if one.is_internet]
 
@@ -97,7 +107,21 @@ class Sidecar:
     def page(self) -> str:
         """Return the page of the socket named metrics: what the kernel counted."""
         with Dispatcher(self._place, write=False) as dispatcher:
-            return metrics_text(dispatcher)
+            return metrics_text(dispatcher) + self._lending_text()
+
+    def _lending_text(self) -> str:
+        """The part of the page that only we know."""
+        name = "echo_appliance_dispatch_reply_sockets"
+        lent = sum(lender.lent for lender in self._lenders)
+        lines = [f"# HELP {name} Sockets that are lent.", f"# TYPE {name} gauge", f"{name} {lent}"]
+        refused: dict[str, int] = {}
+        for lender in self._lenders:
+            for reason, count in lender.refused.items():
+                refused[reason] = refused.get(reason, 0) + count
+        name += "_refused_total"
+        lines += [f"# HELP {name} Sockets that were not lent.", f"# TYPE {name} counter"]
+        lines += [f'{name}{{reason="{why}"}} {count}' for why, count in sorted(refused.items())]
+        return "\n".join(lines) + "\n"
 
     def snapshot(self) -> "Snapshot":
         """No connections of our own to count."""
@@ -111,10 +135,16 @@ def run(place: Place, wait: float, config: str | None) -> int:
     """
     inherited = borrow() if "LISTEN_FDS" in os.environ else []
     metrics = [one for one in inherited if one.name == METRICS]
-    steered = [one for one in inherited if one.name != METRICS]
-    sidecar = Sidecar(place, wait, config, steered)
-    sidecar.start()
+    asked = [one for one in inherited if one.name == REPLIES]
+    steered = [one for one in inherited if one.name not in (METRICS, REPLIES)]
+    check_metrics(metrics)
+    check_lender(asked)
     loop = Loop()
+    lenders = [Lender(loop, one, Steering(place)) for one in asked]
+    if lenders:
+        connection_limit(None)  # raises the limit of descriptors: one per flow
+    sidecar = Sidecar(place, wait, config, steered, lenders)
+    sidecar.start()
     names = ", ".join(sorted({one.name for one in steered})) or "nothing yet"
     service = Service(loop, ServiceManager(), sidecar, Lifetimes(), f"dispatch to {names}")
     service.obey_signals()
@@ -122,6 +152,8 @@ def run(place: Place, wait: float, config: str | None) -> int:
     for one in metrics:
         one.socket.setblocking(False)  # this one we serve ourselves
         serve_metrics(service, one, sidecar)
+    for lender in lenders:
+        service.add_source(lender, is_work=False)
     service.add_source(_Watch(loop, sidecar))
     return service.run()
 
