@@ -12,7 +12,7 @@ from ..errors import ParseError, SetupError, say
 from . import libbpf
 from .config import Compiled, parse
 from .control import Labels, full, new_trie, put_in_force
-from .layout import FIXED_BITS, KEY, LAYOUT, U32, VALUE, Table, unpack
+from .layout import FIXED_BITS, LAYOUT, RECORD, U32, Table, block_size, is_whole, unpack
 from .model import Binding, difference, warnings
 from .state import Dispatcher, Settings
 
@@ -88,13 +88,7 @@ def _identities(table: Table) -> Table:
     """Return the one key of each binding that is its own whatever others there are: of a range
     of many blocks the record.  Without hits.
     """
-    found = {}
-    for key, value in table.items():
-        _, _, low, high, _, _ = VALUE.unpack(value)
-        _, _, _, first, last, _ = KEY.unpack(key)
-        if int.from_bytes(first, "big") == low and int.from_bytes(last, "big") == high:
-            found[key] = value[8:]
-    return found
+    return {key: value[8:] for key, value in table.items() if is_whole(key, value)}
 
 
 def _compile(
@@ -181,7 +175,7 @@ def _warn(compiled: Compiled, labels: Labels, settings: Settings) -> None:
     suspects = (
         (key, value)
         for key, value in compiled.table.items()
-        if (key[4] & 2 and key[6:8] != key[8:10]) or key.startswith(everything)
+        if (key[4] & 2 and (key[4] & RECORD or block_size(key) > 1)) or key.startswith(everything)
     )
     some = unpack(islice(suspects, 40 * _WARNINGS), labels.names())  # a range has up to 31 keys
     lines = (line for entry in some for line in warnings(entry.binding, settings.local_ports))
