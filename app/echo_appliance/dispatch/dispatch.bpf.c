@@ -214,8 +214,6 @@ static __always_inline int dispatch(struct bpf_sk_lookup *ctx, const _Bool expla
 	if (explain) {
 		report->found = 1;
 		report->binding = *binding;
-	} else {
-		__sync_fetch_and_add(&binding->hits, 1);
 	}
 	if (binding->flags & SPARE_LOCAL && port >= now->local_low && port <= now->local_high)
 		return SK_PASS;
@@ -227,6 +225,8 @@ static __always_inline int dispatch(struct bpf_sk_lookup *ctx, const _Bool expla
 		return SK_DROP;
 	*place *= SLOTS;
 	counts->lookups++;
+	if (!explain)
+		__sync_fetch_and_add(&binding->hits, 1);
 	slots = of_kind(destination->slots, kind);
 	if (slots && !assign(ctx, place, slots, &counts->errors))
 		return SK_PASS;

@@ -14,7 +14,8 @@ from . import libbpf
 from .control import entries
 from .layout import EXPLAINED, VALUE, Entry
 from .model import Binding, covering, parse_address
-from .state import ZERO, Dispatcher, Place
+from .place import Place
+from .state import ZERO, Dispatcher
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

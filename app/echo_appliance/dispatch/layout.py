@@ -58,11 +58,9 @@ def pack_key(binding: Binding, low: int, high: int) -> bytes:
     return KEY.pack(bits, binding.kind, block.to_bytes(3, "big"), binding.address)
 
 
-def pack_record_key(binding: Binding) -> bytes:
-    """Return the key of a binding's record."""
-    ports = binding.low.to_bytes(2, "big"), binding.high.to_bytes(2, "big")
-    bits = RECORD_BITS + binding.prefix
-    return _RECORD_KEY.pack(bits, binding.kind | RECORD, 0, *ports, binding.address)
+def _pack_record_key(kind: int, prefix: int, low: int, high: int, address: bytes) -> bytes:
+    ports = low.to_bytes(2, "big"), high.to_bytes(2, "big")
+    return _RECORD_KEY.pack(RECORD_BITS + prefix, kind | RECORD, 0, *ports, address)
 
 
 def pack_value(binding: Binding, destination: int, hits: int = 0) -> bytes:
@@ -78,7 +76,8 @@ def keys(binding: Binding) -> list[bytes]:
     parts = list(blocks(binding.low, binding.high))
     found = [pack_key(binding, *part) for part in parts]
     if len(parts) > 1:
-        found.insert(0, pack_record_key(binding))
+        where = (binding.kind, binding.prefix, binding.low, binding.high, binding.address)
+        found.insert(0, _pack_record_key(*where))
     return found
 
 
@@ -97,10 +96,29 @@ def value_rank(value: bytes) -> tuple[int, int]:
     return (low - high, low)
 
 
-def is_whole(key: bytes, value: bytes) -> bool:
-    """Whether a key is its binding's own for good: that of its only block, or its record."""
-    _, _, low, high, _, _ = VALUE.unpack(value)
-    return bool(key[4] & RECORD) or block_size(key) == size_bit(low, high)
+def own_key(key: bytes, value: bytes) -> bytes:
+    """Return the key that its binding has for itself, whatever others there are.
+
+    That of its only block, or its record; any of its keys and its value tell it.
+    """
+    _, _, low, high, prefix, _ = VALUE.unpack(value)
+    if key[4] & RECORD or block_size(key) == size_bit(low, high):
+        return key
+    _, kind, _, address = KEY.unpack(key)
+    return _pack_record_key(kind, prefix, low, high, address)
+
+
+def carried_hits(old: "Iterable[tuple[bytes, bytes]]", new: Table) -> Table:
+    """Return the values of those bindings of `new` that were in `old` too, with their hits there.
+
+    A binding's hits are those of all its keys; the sum goes to its own key.
+    """
+    carried: dict[bytes, int] = {}
+    for key, value in old:
+        own = own_key(key, value)
+        if new.get(own, b"")[8:] == value[8:]:
+            carried[own] = carried.get(own, 0) + U64.unpack_from(value)[0]
+    return {key: U64.pack(hits) + new[key][8:] for key, hits in carried.items()}
 
 
 def sizes(table: "Iterable[bytes]") -> list[int]:

@@ -15,10 +15,11 @@ import socket
 from ..errors import SetupError
 from ..inherit import FIRST_DESCRIPTOR, Inherited, describe, take
 from . import libbpf
-from .control import Labels, live
+from .labels import Labels, live
 from .layout import SLOTS, U32, slot_index
 from .model import kind_name
-from .state import Dispatcher, socket_cookie
+from .place import socket_cookie
+from .state import Dispatcher
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -20,13 +20,14 @@ from ..metrics import SOCKET_NAME as METRICS
 from ..metrics_http import serve_metrics
 from ..notify import ServiceManager
 from ..service import Lifetimes, Service
-from . import control
+from . import program
 from .bulk import load_bindings, read_source
 from .explain import Steering
 from .lender import Lender, check_lender
 from .model import parse_label
+from .place import Lock, Place
 from .register import borrow, register
-from .state import Dispatcher, Lock, Place
+from .state import Dispatcher
 from .status import metrics_text
 
 TYPE_CHECKING = False
@@ -61,7 +62,7 @@ class Sidecar:
             try:
                 Dispatcher(self._place, write=False).close()
             except SetupError:
-                control.load(self._place, control.CAPACITY, None, beside=False)
+                program.load(self._place, program.CAPACITY, None, beside=False)
                 say(f"dispatch: loaded into {self._place.path}")
         # Sockets first: a binding without one drops.
         self.register()

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from echo_appliance.dispatch import libbpf
-from echo_appliance.dispatch.state import Dispatcher, Lock, Place
+from echo_appliance.dispatch.place import Lock, Place
+from echo_appliance.dispatch.state import Dispatcher
 
 CLONE_NEWNS, CLONE_NEWNET = 0x20000, 0x40000000  # include/uapi/linux/sched.h
 MS_REC, MS_PRIVATE = 0x4000, 0x40000  # include/uapi/linux/mount.h

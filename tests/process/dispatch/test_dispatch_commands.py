@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import socket
 import subprocess
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from echo_appliance.dispatch import libbpf
+from echo_appliance.dispatch.register import socket_identity
 from tests.process.dispatch.clients import reached
 from tests.process.dispatch.space import Space
 
@@ -165,6 +167,62 @@ def test_explain_names_winner_losers_reasons_and_socket(space: Space) -> None:
     assert row["lookups"] == 0, "asking counts nothing"
     assert space.ok("explain", "udp", "127.1.2.3", "1500").out.startswith("no binding")
     assert "dropped" in space.ok("explain", "tcp", "127.1.2.3", "1501").out
+
+
+def test_explain_names_the_socket_that_a_flow_of_this_source_meets(space: Space) -> None:
+    listeners = [space.tcp() for _ in range(4)]
+    space.ok("bind", "web", "tcp", "127.1.0.0/16", "0")
+    assert space.register(*(("web", one) for one in listeners)).status == 0
+    identities = [f"sk:{socket_identity(one):x}" for one in listeners]
+    met = set()
+    for _ in range(12):
+        with socket.create_connection(("127.1.0.1", 80)) as connection:
+            address, port = connection.getsockname()
+            words = ("explain", "--json", "--source", f"{address},{port}")
+            said = space.ok(*words, "tcp", "127.1.0.1", "80").json["socket"]
+            ready, _, _ = select.select(listeners, [], [], 3)
+            assert [identities[listeners.index(one)] for one in ready] == [said]
+            ready[0].accept()[0].close()
+            met.add(said)
+    assert len(met) > 1
+    for source in ("127.0.0.1", "::1,80", "127.0.0.1,x", "x,1"):
+        space.fails("explain", "--source", source, "tcp", "127.1.0.1", "80")
+
+
+def test_hits_of_what_stays_are_kept_when_all_is_replaced(space: Space) -> None:
+    listener = space.tcp()
+    assert space.register(("web", listener), label="web").status == 0
+    stays = [("127.1.0.0/16", 80), ("127.1.0.0/16", "1000-2000"), ("127.2.0.0/16", 0)]
+    gone, new = ("127.3.0.0/16", 80), ("127.1.0.0/16", "1500-1501")
+
+    def load(rows: list[tuple[str, object]]) -> None:
+        entries = [
+            {"label": "web", "prefix": prefix, "port": port, "protocol": "tcp"}
+            for prefix, port in rows
+        ]
+        space.ok("load-bindings", "-", stdin=json.dumps({"bindings": entries}))
+
+    def hits() -> dict[tuple[str, object], int]:
+        rows = space.ok("bindings", "--json").json
+        return {(row["prefix"], row["port"]): row["hits"] for row in rows}
+
+    load([*stays, gone])
+    for address, ports in (("127.1.0.1", (80, 1000, 1500, 1999)), ("127.2.0.1", (1, 2)),
+                           ("127.3.0.1", (80,))):  # fmt: skip
+        for port in ports:
+            assert reached([listener], address, port) == 0
+    before = hits()
+    assert before == {stays[0]: 1, stays[1]: 3, stays[2]: 2, gone: 1}
+    load([*stays, new])
+    assert hits() == {**{one: before[one] for one in stays}, new: 0}
+    # Also by bind and unbind of ranges, which replace all, too; and they count on.
+    assert reached([listener], "127.1.0.1", 1000) == 0
+    space.ok("bind", "web", "tcp", "127.1.0.0/16", "1002-1005")
+    space.ok("unbind", "web", "tcp", "127.1.0.0/16", "1500-1501")
+    assert hits()[stays[1]] == 4
+    # What comes back after it was gone begins again.
+    load([gone])
+    assert hits() == {gone: 0}
 
 
 def test_metrics_are_prometheus_text(space: Space) -> None:
@@ -421,11 +479,10 @@ def test_a_reader_of_the_group_needs_no_capability(empty: Space) -> None:
         done = run_as(empty, "reader", *words)
         assert (done.returncode, done.stderr) == (0, ""), words
         assert "web" in done.stdout
-    for words in (
-        ["bind", "x", "tcp", "::1", "1"],
-        ["unload"],
-        ["explain", "tcp", "127.1.0.1", "1"],
-    ):
+    done = run_as(empty, "reader", "explain", "tcp", "127.1.0.1", "1500")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("web#tcp:[127.1.0.0/16]:1000-2000 wins\n")
+    for words in (["bind", "x", "tcp", "::1", "1"], ["unload"], ["upgrade"]):
         done = run_as(empty, "reader", *words)
         assert done.returncode == 1
         assert "missing: CAP_BPF, CAP_NET_ADMIN" in done.stderr
