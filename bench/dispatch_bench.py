@@ -66,7 +66,7 @@ def run(options: Options) -> Section:
         Target(f"lost of {made} connections, {REPLACES} replaces, {UPGRADES} upgrades",
                lost, 0, "lost", True),
     ]  # fmt: skip
-    return Section("dispatch", OURS, "dispatch.svg", rows, targets)
+    return Section("dispatch", OURS, "results-dispatch.svg", rows, targets, ("clang",))
 
 
 @contextmanager

@@ -20,8 +20,8 @@ import mmap
 import select
 import socket
 
+from ..buffer import VIEW
 from ..reply_socket import open_reply_socket
-from .buffer import VIEW
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -14,10 +14,10 @@ import select
 import socket
 from time import monotonic
 
-from ..echo.buffer import VIEW, let_answers_be_long
-from ..echo.datagram import ask_for_destination, send_reason
-from ..echo.original import ANCILLARY_SIZE, answer_from
+from ..answers import ask_for_destination, let_answers_be_long, send_reason
+from ..buffer import VIEW
 from ..inherit import Inherited, format_address
+from ..original import ANCILLARY_SIZE, answer_from
 from .destination import Backend
 from .dial import Dial
 from .passage import Entrance
@@ -25,8 +25,8 @@ from .route import Route, release
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ..echo.original import Ancillary
     from ..loop import Timer
+    from ..original import Ancillary
 
     # As recvmsg() gives it; None for a unix client that has none.
     Address = tuple[object, ...] | str | bytes | None

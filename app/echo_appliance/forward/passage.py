@@ -8,9 +8,10 @@ import select
 import socket
 from time import monotonic
 
+from ..endings import reset_on_close
 from .destination import Backend, Destination, ProxyVersion
 from .dial import Dial
-from .relay import Relay, reset_on_close
+from .relay import Relay
 from .route import Gate, Route, admit, release
 
 TYPE_CHECKING = False

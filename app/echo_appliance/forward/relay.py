@@ -24,12 +24,11 @@ processor's cache makes up for the copy; splice spares this process two thirds
 of its time, but leaves the receiver octets that are cold.
 """
 
-import errno
 import select
 import socket
-import struct
 
-from ..echo.buffer import VIEW
+from ..buffer import VIEW
+from ..endings import reason_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -50,16 +49,6 @@ READ_SIZE = 384 * 1024
 _view = VIEW[:READ_SIZE]
 
 _UNWATCHED = -1
-
-# struct linger { int l_onoff; int l_linger; }: close() sends a reset, and discards.
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
-
-_REASONS = {
-    errno.ECONNRESET: "reset",
-    errno.EPIPE: "reset",
-    errno.ENOTCONN: "reset",  # by shutdown(), when a reset has come just before
-    errno.ETIMEDOUT: "peer-timeout",
-}
 
 
 class Side:
@@ -209,9 +198,7 @@ class Side:
         peer.watch()
 
     def _fail(self, error: OSError) -> None:
-        number = error.errno or 0
-        code = errno.errorcode.get(number, str(number))
-        self._owner.relay_ended(_REASONS.get(number, code.lower()), True)
+        self._owner.relay_ended(reason_of(error), True)
 
 
 class Relay:
@@ -245,11 +232,3 @@ class Relay:
         """Wait for neither side any more."""
         self.client.unwatch()
         self.backend.unwatch()
-
-
-def reset_on_close(sock: socket.socket) -> None:
-    """Let the peer see a reset, not an end, when the socket is closed."""
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-    except OSError:
-        pass  # not every policy lets us; then the peer sees an end
