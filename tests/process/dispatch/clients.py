@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import select
 import socket
+import struct
 from collections.abc import Sequence
 
 PATIENCE = 3.0  # seconds for what must come; on the loopback it comes at once
@@ -15,6 +16,8 @@ def reached(listeners: Sequence[socket.socket], address: str, port: int) -> int 
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as client:
         client.settimeout(QUIET)
+        # Closed by a reset: those that wait for TIME_WAIT's end use up the client's ports.
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         try:
             client.connect((address, port))
         except OSError:
@@ -24,6 +27,7 @@ def reached(listeners: Sequence[socket.socket], address: str, port: int) -> int 
         connection, _ = ready[0].accept()
         with connection:
             assert connection.getsockname()[:2] == (address, port)
+            client.close()  # first
         return list(listeners).index(ready[0])
 
 

@@ -108,26 +108,26 @@ def test_load_bindings_of_many_is_read_back_whole(space: Space, tmp_path: Path) 
 def test_replaces_and_upgrades_under_traffic_lose_no_connection(
     space: Space, tmp_path: Path
 ) -> None:
-    listener = space.tcp(backlog=1024)
-    assert space.register(("web", listener)).status == 0
+    listener, other = space.tcp(backlog=1024), space.tcp()
+    assert space.register(("web", listener), ("x", other)).status == 0
     files = []
     for number in range(2):
         common = {"label": "web", "prefix": "127.1.0.0/16", "port": 0, "protocol": "tcp"}
-        other = {"label": "x", "prefix": f"127.2.0.{number}", "port": 80, "protocol": "tcp"}
+        more = {"label": "x", "prefix": f"127.1.2.{number}", "port": 80, "protocol": "tcp"}
         files.append(tmp_path / f"{number}.json")
-        files[-1].write_text(json.dumps({"bindings": [common, other]}))
+        files[-1].write_text(json.dumps({"bindings": [common, more]}))
     space.ok("load-bindings", str(files[0]))
-    changes = [["load-bindings", str(files[number % 2])] for number in range(1, 11)]
-    changes[5:5] = [["upgrade"]] * 4
+    changes = [["load-bindings", str(files[number % 2])] for number in range(1, 101)]
+    for number in range(20):
+        changes.insert(6 * number, ["upgrade"])
     connected = 0
     for words in changes:
-        process = subprocess.Popen(space.command(*words), stderr=subprocess.PIPE)
-        while process.poll() is None:
-            for port in range(1, 40):
-                assert reached([listener], "127.1.0.1", port) == 0
+        with subprocess.Popen(space.command(*words), stderr=subprocess.PIPE) as process:
+            while process.poll() is None:
                 connected += 1
-        assert process.communicate()[1].count(b"\n") == 1
-        assert process.returncode == 0
+                assert reached([listener, other], "127.1.0.1", 1 + connected % 65535) == 0
+            assert process.communicate()[1].count(b"\n") == 1
+            assert process.returncode == 0
     assert connected > 1000
 
 
