@@ -28,7 +28,7 @@ _COMMANDS = """
   status, list                          bindings, destinations and counters
   explain tcp|udp ADDR PORT             which binding wins, why, and which socket takes it
   metrics                               the counters as Prometheus text
-  run --config FILE                     load, bind, register LISTEN_FDS, and keep it so
+  run --config FILE                     load, register LISTEN_FDS, bind, and keep it so (or --once)
 
 COMMAND --help tells more."""
 

@@ -99,6 +99,7 @@ class Lock:
         try:
             # Nobody else can open it, so nobody who may only read can make writers wait.
             os.mkdir(self._path, 0o700)
+            give_to_owner(self._path)
         except FileExistsError:
             pass
         self._descriptor = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -122,3 +123,10 @@ class Lock:
 
     def __exit__(self, *_: object) -> None:
         os.close(self._descriptor)
+
+
+def give_to_owner(path: str) -> None:
+    """Let what root makes belong to whom its directory does: a sidecar that is not root goes on."""
+    directory = os.stat(os.path.dirname(path))
+    if directory.st_uid != os.geteuid():
+        os.chown(path, directory.st_uid, directory.st_gid)

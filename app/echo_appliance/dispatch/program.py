@@ -9,7 +9,7 @@ import time
 from ..errors import SetupError
 from . import libbpf
 from .layout import KEY, U32, VALUE
-from .place import Place
+from .place import Place, give_to_owner
 from .settings import Settings, new_settings
 from .state import MAPS, ZERO, Dispatcher, pin_for_group, remove, sweep
 
@@ -57,8 +57,10 @@ def _attached(place: Place) -> list[int]:
 
 
 def _make_private(path: str, group: int | None) -> None:
-    if group is not None:
-        os.chown(path, -1, group)
+    give_to_owner(path)
+    if group is None:
+        return  # a service with RestrictSUIDSGID= may not even try
+    os.chown(path, -1, group)
     os.chmod(path, 0o2750)  # noqa: S103 - what is pinned in it later gets its group, too
 
 

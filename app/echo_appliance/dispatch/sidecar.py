@@ -5,7 +5,9 @@ a packet noticing.  It is there to apply the file (again on SIGHUP), to register
 sockets before the first packet comes, to keep them registered, and for metrics.
 
 Its inherited sockets are its unit's: it never accepts or reads from them, so
-systemd, which has them too, starts the server when something arrives.
+whoever launched it and has them too can start the server when something arrives.
+systemd does so only once we have ended: to it, who has the sockets serves them.
+Hence `--once`, for a unit that registers and ends beside one that stays.
 """
 
 import os
@@ -64,7 +66,7 @@ class Sidecar:
             except SetupError:
                 program.load(self._place, program.CAPACITY, None, beside=False)
                 say(f"dispatch: loaded into {self._place.path}")
-        # Sockets first: a binding without one drops.
+        # Sockets first: a binding without one refuses what comes.
         self.register()
         self.apply()
 
@@ -96,12 +98,19 @@ class Sidecar:
             say(f"dispatch: not reloaded: {error}")
 
     def check(self) -> None:
-        """Every few seconds: register again what someone took out, or a new dispatcher lacks."""
+        """Every few seconds: register again what someone took out, or a new dispatcher lacks.
+
+        Raises SetupError when someone unloaded it, and the sockets are not ours: bindings alone
+        would refuse everything, and whoever starts us again has them registered first.
+        """
+        loaded = os.path.exists(f"{self._place.path}/link")
+        if not (loaded or self._sockets):
+            raise SetupError("someone unloaded dispatch, and the sockets are not ours to register")
         try:
-            if os.path.exists(f"{self._place.path}/link"):
+            if loaded:
                 self.register()
             else:
-                self.start()  # someone unloaded it
+                self.start()
         except (SetupError, OSError) as error:
             say(f"dispatch: {error}")
 
@@ -129,10 +138,10 @@ class Sidecar:
         return {}
 
 
-def run(place: Place, wait: float, config: str | None) -> int:
+def run(place: Place, wait: float, config: str | None, once: bool) -> int:
     """Be the sidecar until SIGTERM; what is in force stays.  Returns the exit status.
 
-    With sockets, without a file, or both.
+    With sockets, with a file, or both.  Once: only set up, and end.
     """
     inherited = borrow() if "LISTEN_FDS" in os.environ else []
     metrics = [one for one in inherited if one.name == METRICS]
@@ -146,7 +155,9 @@ def run(place: Place, wait: float, config: str | None) -> int:
         connection_limit(None)  # raises the limit of descriptors: one per flow
     sidecar = Sidecar(place, wait, config, steered, lenders)
     sidecar.start()
-    names = ", ".join(sorted({one.name for one in steered})) or "nothing yet"
+    if once:
+        return 0
+    names = ", ".join(sorted({one.name for one in steered})) or config or "nothing yet"
     service = Service(loop, ServiceManager(), sidecar, Lifetimes(), f"dispatch to {names}")
     service.obey_signals()
     loop.on_signal(signal.SIGHUP, sidecar.reload)

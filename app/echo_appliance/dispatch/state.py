@@ -18,7 +18,7 @@ import os
 from ..errors import SetupError
 from . import libbpf
 from .layout import DESTINATION, KEY, LAYOUT, SETTINGS, U32, VALUE
-from .place import Place
+from .place import Place, give_to_owner
 from .settings import Settings
 
 TYPE_CHECKING = False
@@ -220,6 +220,7 @@ class Dispatcher:
 def pin_for_group(descriptor: int, path: str, readable: bool) -> None:
     """Pin an object; a group may read maps and ask programs, and gets in by the directory's."""
     libbpf.pin(descriptor, path)
+    give_to_owner(path)
     os.chmod(path, 0o640 if readable else 0o600)
 
 

@@ -7,6 +7,8 @@ import os
 import select
 import socket
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -123,12 +125,20 @@ def test_replaces_and_upgrades_under_traffic_lose_no_connection(
     connected = 0
     for words in changes:
         with subprocess.Popen(space.command(*words), stderr=subprocess.PIPE) as process:
-            while process.poll() is None:
+            while not ends_within(0.002, process):  # in which it gets on
                 connected += 1
                 assert reached([listener, other], "127.1.0.1", 1 + connected % 65535) == 0
             assert process.communicate()[1].count(b"\n") == 1
             assert process.returncode == 0
     assert connected > 1000
+
+
+def ends_within(seconds: float, process: subprocess.Popen[bytes]) -> bool:
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
 
 
 def test_bindings_lists_what_overlaps(space: Space) -> None:
@@ -447,27 +457,51 @@ AS = {
 }  # fmt: skip
 
 
-def run_as(space: Space, who: str, *words: str) -> subprocess.CompletedProcess[str]:
+def run_as(
+    space: Space, who: str, *words: str, stdin: str = ""
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*AS[who], *space.command(*words)], capture_output=True, text=True, timeout=20, check=False
-    )
+        [*AS[who], *space.command(*words)], input=stdin, capture_output=True, text=True,
+        timeout=20, check=False,
+    )  # fmt: skip
 
 
 def test_cap_bpf_and_cap_net_admin_are_enough_for_everything(empty: Space) -> None:
     os.chown(empty.bpffs, 65534, 65534)
-    listener = empty.tcp()
-    for words in (
-        ["load"],
-        ["bind", "web", "tcp", "127.1.0.0/16", "1000-2000"],
-        ["upgrade"],
-        ["status"],
-        ["explain", "tcp", "127.1.0.1", "1500"],
-        ["unbind", "web", "tcp", "127.1.0.0/16", "1000-2000"],
-        ["unload"],
-    ):
-        done = run_as(empty, "capable", *words)
-        assert done.returncode == 0, f"{words}: {done.stderr}"
-    del listener
+    with own_server(empty) as pid:
+        for words in (
+            ["load"],
+            ["load-bindings", "-"],
+            ["bind", "more", "tcp", "127.8.0.0/16", "1000-2000"],
+            ["register-pid", pid, "web", "tcp", "127.0.0.1", "777"],
+            ["upgrade"],
+            *([name] for name in ("status", "list", "bindings", "metrics")),
+            ["explain", "tcp", "127.1.0.1", "1500"],
+            ["unregister", "web", "ipv4", "tcp"],
+            ["unbind", "more", "tcp", "127.8.0.0/16", "1000-2000"],
+            ["unload"],
+        ):
+            done = run_as(empty, "capable", *words, stdin=OURS)
+            assert done.returncode == 0, f"{words}: {done.stderr}"
+
+
+@contextmanager
+def own_server(space: Space) -> Iterator[str]:
+    """Yield the id of a process of uid 65534 that listens on 127.0.0.1:777."""
+    program = (
+        "import os, socket, sys\n"
+        "listener = socket.create_server(('127.0.0.1', 777))\n"
+        "os.setgid(65534); os.setuid(65534)\n"
+        "import ctypes; ctypes.CDLL(None).prctl(4, 1)  # dumpable: as if it had been executed so\n"
+        "print(flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        ["/usr/bin/python3", "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield str(process.pid)
+        process.communicate()
 
 
 def test_a_reader_of_the_group_needs_no_capability(empty: Space) -> None:
@@ -491,10 +525,20 @@ def test_a_reader_of_the_group_needs_no_capability(empty: Space) -> None:
 
 def test_nobody_is_told_what_is_missing(empty: Space) -> None:
     empty.ok("load")
+    empty.ok("bind", "web", "tcp", "127.1.0.0/16", "80")
+    before = empty.ok("bindings", "--json").json
     empty.bpffs.chmod(0o755)
-    done = run_as(empty, "nobody", "status")
-    assert done.returncode == 1
-    assert "run as its owner or in its group" in done.stderr
-    done = run_as(empty, "nobody", "load")
-    assert done.returncode == 1
-    assert "missing: CAP_BPF, CAP_NET_ADMIN" in done.stderr
+    readers = [["status"], ["list"], ["bindings"], ["metrics"], ["explain", "tcp", "::1", "1"]]
+    binding = ["x", "tcp", "::1", "1"]
+    writers = [["load"], ["unload"], ["upgrade"], ["bind", *binding], ["unbind", *binding],
+               ["load-bindings", "/dev/null"], ["unregister", "web", "ipv4", "tcp"]]  # fmt: skip
+    for words in (*readers, *writers):
+        done = run_as(empty, "nobody", *words)
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1), (words, done.stderr)
+        if words in readers:
+            assert "run as its owner or in its group" in done.stderr
+        else:
+            assert "missing: CAP_BPF, CAP_NET_ADMIN" in done.stderr, words
+    done = run_as(empty, "nobody", "register-pid", str(os.getpid()), *binding)
+    assert "missing: CAP_BPF, CAP_NET_ADMIN, CAP_SYS_PTRACE" in done.stderr
+    assert empty.ok("bindings", "--json").json == before

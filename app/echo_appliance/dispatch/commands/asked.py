@@ -28,6 +28,7 @@ class Asked:
     dry_run: bool
     source: str | None
     config: str | None
+    once: bool
 
 
 def parser_of(options: "Options", description: str, usage: str = "") -> Parser:

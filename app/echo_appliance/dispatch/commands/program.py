@@ -66,5 +66,6 @@ def run(options: "Options") -> int:
 
     parser = parser_of(options, "Keep a file's bindings in force and inherited sockets registered.")
     parser.add("--config", metavar="FILE", help="bindings, as for load-bindings; SIGHUP rereads it")
+    parser.add("--once", default=False, help="set up and end; the kernel keeps it")
     asked = parse(parser, options)
-    return serve(place_of(options), options.wait, asked.config)
+    return serve(place_of(options), options.wait, asked.config, asked.once)
