@@ -79,6 +79,7 @@ class Lender:
         self.refused: dict[str, int] = {}
         self._socket = inherited.socket
         self._clients: set[_Client] = set()
+        self._silent_until = 0.0
 
     @property
     def lent(self) -> int:
@@ -99,6 +100,7 @@ class Lender:
         self._socket.close()
         for client in tuple(self._clients):
             client.close()
+        self.steering.close()
 
     def forget(self, client: "_Client") -> None:
         """A client is gone."""
@@ -107,6 +109,12 @@ class Lender:
     def refuse(self, reason: str) -> None:
         """Count a flow whose socket was not lent."""
         self.refused[reason] = self.refused.get(reason, 0) + 1
+
+    def complain(self, words: str) -> None:
+        """Say what a client did wrong; not so often that it could fill the log."""
+        if self.loop.now >= self._silent_until:
+            self._silent_until = self.loop.now + CHECK_SECONDS
+            say(f"dispatch: {SOCKET_NAME}: {words}")
 
     def _on_hello(self, _events: int) -> None:
         for _ in range(_MESSAGES_PER_TURN):
@@ -120,7 +128,7 @@ class Lender:
             try:
                 self._welcome(words, passed)
             except (ParseError, OSError) as error:
-                say(f"dispatch: {SOCKET_NAME}: a client was refused: {error}")
+                self.complain(f"a client was refused: {error}")
             for sock in passed:
                 sock.close()
 
@@ -220,7 +228,7 @@ class _Client:
             else:
                 raise ParseError(f"it said {verb!r}")
         except ParseError as error:
-            say(f"dispatch: {SOCKET_NAME}: a client was ended: {error}")
+            self._lender.complain(f"a client was ended: {error}")
             return False
         except OSError:
             return False  # it is gone, or does not take our answers

@@ -1,4 +1,4 @@
-"""Clients that tell which socket a connection or a datagram reached."""
+"""Clients: which socket a connection or a datagram reached, and what is answered."""
 
 from __future__ import annotations
 
@@ -41,3 +41,26 @@ def received(sockets: Sequence[socket.socket], address: str, port: int) -> int |
             return None
         assert ready[0].recv(100) == b"datagram"
         return list(sockets).index(ready[0])
+
+
+def connected(address: str, port: int) -> socket.socket:
+    """Return a UDP client to which only an answer from that address and port arrives."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_DGRAM)
+    sock.settimeout(5)
+    sock.connect((address, port))
+    return sock
+
+
+def ask(client: socket.socket, octets: bytes) -> bytes:
+    """Send a datagram; return the answer."""
+    client.send(octets)
+    return client.recv(2000)
+
+
+def is_empty(sock: socket.socket) -> bool:
+    """Whether nothing waits in a socket: whoever shares it has taken it all."""
+    try:
+        return not sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return True

@@ -21,7 +21,7 @@ from echo_appliance.lending import (
     RETURN,
     pack_flow,
 )
-from tests.process.dispatch.clients import QUIET
+from tests.process.dispatch.clients import QUIET, ask, connected, is_empty
 from tests.process.dispatch.sidecars import eventually, sidecar, write
 from tests.process.dispatch.space import DEADLINE, Space
 
@@ -76,31 +76,20 @@ def stage(empty: Space, tmp_path: Path) -> Stage:
     return Stage(empty, tmp_path)
 
 
-def client(address: str, port: int) -> socket.socket:
-    """A connected socket: only an answer from that address and port arrives."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_DGRAM)
-    sock.settimeout(5)
-    sock.connect((address, port))
-    return sock
-
-
-def ask(sock: socket.socket, octets: bytes) -> bytes:
-    sock.send(octets)
-    return sock.recv(2000)
-
-
+@pytest.mark.parametrize("options", ["", "--workers 2"])
 @pytest.mark.parametrize("server", ["127.0.0.1", "::", "::1"])
-def test_server_without_network_answers_from_any_port(stage: Stage, server: str) -> None:
+def test_server_without_network_answers_from_any_port(
+    stage: Stage, server: str, options: str
+) -> None:
     sock = stage.space.udp(server)
     stage.space.run_tool("ip", "-6", "route", "add", "local", "2001:db8::/64", "dev", "lo")
     write(stage.config, ("echo", PREFIX, 0), ("echo", "2001:db8::/64", "1000-2000"))
     places = [("127.1.0.1", 7777), ("127.1.0.1", 8888), ("127.1.9.9", 1)]
     if server == "::1":
         places = [("2001:db8::77", 1234), ("2001:db8::78", 1999)]
-    with stage.sidecar(("echo", sock)), stage.echo(sock):
+    with stage.sidecar(("echo", sock)), stage.echo(sock, *options.split()):
         for address, port in places:
-            with client(address, port) as one, client(address, port) as other:
+            with connected(address, port) as one, connected(address, port) as other:
                 for number in range(5):  # the later ones by the flow's own socket
                     assert ask(one, b"one %d" % number) == b"one %d" % number
                     assert ask(other, b"other %d" % number) == b"other %d" % number
@@ -109,7 +98,7 @@ def test_server_without_network_answers_from_any_port(stage: Stage, server: str)
 def test_datagrams_that_come_before_their_socket_are_answered_when_it_comes(stage: Stage) -> None:
     sock = stage.space.udp()
     write(stage.config, ("echo", PREFIX, 0))
-    one = stage.space.keep(client("127.1.0.1", 5000))
+    one = stage.space.keep(connected("127.1.0.1", 5000))
     with stage.sidecar(("echo", sock)) as process, stage.echo(sock):
         process.send_signal(signal.SIGSTOP)
         sent = {b"%d" % number for number in range(20)}
@@ -120,17 +109,10 @@ def test_datagrams_that_come_before_their_socket_are_answered_when_it_comes(stag
         assert {one.recv(100) for _ in sent} == sent
 
 
-def is_empty(sock: socket.socket) -> bool:
-    try:
-        return not sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-    except BlockingIOError:
-        return True
-
-
 def test_flows_outlive_a_sidecar_that_is_killed_and_the_next_one_is_found(stage: Stage) -> None:
     sock = stage.space.udp()
     write(stage.config, ("echo", PREFIX, 0))
-    with stage.echo(sock), client("127.1.0.1", 5000) as old, client("127.1.0.1", 5000) as new:
+    with stage.echo(sock), connected("127.1.0.1", 5000) as old, connected("127.1.0.1", 5000) as new:
         with stage.sidecar(("echo", sock)) as process:
             assert ask(old, b"before") == b"before"
             process.kill()
@@ -160,7 +142,7 @@ def test_flows_are_bounded_at_both_ends(stage: Stage) -> None:
     sock = stage.space.udp()
     write(stage.config, ("echo", PREFIX, 0))
     with stage.sidecar(("echo", sock)) as process, stage.echo(sock) as server:
-        clients = [client("127.1.0.1", 5000) for _ in range(1100)]
+        clients = [connected("127.1.0.1", 5000) for _ in range(1100)]
         for turn in range(2):
             for number, one in enumerate(clients):
                 octets = b"%d %d" % (turn, number)
@@ -177,7 +159,7 @@ def test_flow_goes_to_the_new_label_when_its_binding_changes(stage: Stage) -> No
     space, sock = stage.space, stage.space.udp()
     other = space.udp()
     write(stage.config, ("echo", PREFIX, 0))
-    one = space.keep(client("127.1.0.1", 5000))
+    one = space.keep(connected("127.1.0.1", 5000))
     other.settimeout(QUIET)
 
     def arrived() -> bool:
@@ -276,7 +258,7 @@ def test_lent_socket_takes_no_other_flow(stage: Stage) -> None:
     with stage.sidecar(("echo", sock)):
         lent = Guest(stage, sock).ask(LOCAL, PEER)
         assert isinstance(lent, socket.socket)
-        with client(*LOCAL) as stranger:
+        with connected(*LOCAL) as stranger:
             stranger.send(b"mine")
             sock.settimeout(DEADLINE)
             assert sock.recv(100) == b"mine"

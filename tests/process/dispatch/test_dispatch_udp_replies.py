@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.process.dispatch.clients import ask, connected, is_empty
 from tests.process.dispatch.sidecars import eventually
 from tests.process.dispatch.space import DEADLINE, STUB, Space
 
@@ -39,19 +40,6 @@ def echo(
         process.terminate()
         process.communicate(timeout=DEADLINE)
     assert process.returncode == 0
-
-
-def ask(client: socket.socket, octets: bytes) -> bytes:
-    client.send(octets)  # connected: only an answer from that address and port arrives
-    return client.recv(2000)
-
-
-def connected(address: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    client = socket.socket(family, socket.SOCK_DGRAM)
-    client.settimeout(5)
-    client.connect((address, port))
-    return client
 
 
 @pytest.mark.parametrize("server", ["127.0.0.1", "::"])
@@ -138,13 +126,6 @@ def test_an_answer_of_ours_is_not_answered_for_ever(space: Space, options: str, 
         before = cpu_ticks(pid)
         time.sleep(0.4)
         assert cpu_ticks(pid) - before < 10, "it is idle, not answering itself"
-
-
-def is_empty(sock: socket.socket) -> bool:
-    try:
-        return not sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-    except BlockingIOError:
-        return True
 
 
 def cpu_ticks(pid: int) -> int:

@@ -50,6 +50,8 @@ def parse(parser: Parser, options: "Options", fewest: int = 0, most: int = 0) ->
 
 
 def choice(*words: str) -> "Callable[[str], str]":
+    """Return an option's reader that takes one of these words."""
+
     def read(text: str) -> str:
         if text not in words:
             raise ArgumentError(f"{text!r} is not one of {', '.join(words)}")
@@ -59,25 +61,30 @@ def choice(*words: str) -> "Callable[[str], str]":
 
 
 def one_of(text: str, words: "Sequence[str]", what: str) -> str:
+    """Return the text, if it is one of these words.  Raises ParseError."""
     if text not in words:
         raise ParseError(f"{text!r} is not {what}: use {' or '.join(words)}")
     return text
 
 
 def place_of(options: "Options") -> Place:
+    """Enter the namespace that --netns names, and return it."""
     return Place(options.bpffs.rstrip("/"), options.netns)
 
 
 def lock(options: "Options", place: Place) -> Lock:
+    """Return the lock that whoever changes something holds.  Raises SetupError without a bpffs."""
     place.check_bpffs()
     return Lock(place, options.wait)
 
 
 def open_to_read(options: "Options") -> Dispatcher:
+    """Return the dispatcher, for a command that only looks.  Raises SetupError if there is none."""
     return Dispatcher(place_of(options), write=False)
 
 
 def write_json(data: object) -> None:
+    """Write data for programs to standard output."""
     import json
 
     json.dump(data, sys.stdout, indent=1)
