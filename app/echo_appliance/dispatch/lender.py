@@ -73,9 +73,13 @@ def check_lender(sockets: list[Inherited]) -> None:
 class Lender:
     """One inherited socket named `replies`, and those who ask by it: a Source."""
 
-    def __init__(self, loop: "Loop", inherited: Inherited, steering: Steering) -> None:
+    def __init__(
+        self, loop: "Loop", inherited: Inherited, steering: Steering, capacity: int
+    ) -> None:
+        """Capacity: how many sockets all clients together may have."""
         self.loop = loop
         self.steering = steering
+        self.capacity = capacity
         self.refused: dict[str, int] = {}
         self._socket = inherited.socket
         self._clients: set[_Client] = set()
@@ -236,6 +240,8 @@ class _Client:
 
     def _answer(self, flow: "Flow") -> None:
         reason = self._spend() or self._refusal(flow)
+        if not reason and self._lender.lent >= self._lender.capacity:
+            reason = "full"  # the sidecar needs descriptors for its other work, too
         lent = None
         if not reason:
             try:
