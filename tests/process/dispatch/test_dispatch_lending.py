@@ -296,6 +296,26 @@ def test_lender_takes_back_everything_from_a_client_that_goes(stage: Stage) -> N
         kept.close()
 
 
+def test_lender_takes_back_a_socket_that_is_connected_to_somebody_else(stage: Stage) -> None:
+    sock, victim = stage.space.udp(), stage.space.udp("127.0.0.1", 778)
+    write(stage.config, ("echo", PREFIX, 0))
+    sock.settimeout(QUIET)
+
+    def steered_again() -> bool:
+        victim.sendto(b"to the label", LOCAL)
+        try:
+            return sock.recv(100) == b"to the label"
+        except TimeoutError:
+            return False
+
+    with stage.sidecar(("echo", sock)):
+        lent = Guest(stage, sock).ask(LOCAL, PEER)
+        assert isinstance(lent, socket.socket)
+        lent.connect(victim.getsockname())
+        assert not steered_again()
+        eventually(steered_again)
+
+
 @pytest.mark.parametrize(
     "message",
     [b"?", b"", b"?" + bytes(FLOW_OCTETS), b"!" + pack_flow(LOCAL, PEER), b"x" * 5000],
