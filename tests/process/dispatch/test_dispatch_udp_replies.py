@@ -21,7 +21,7 @@ _SHORT_LIVED = """
 import os, sys
 os.environ["LISTEN_PID"] = str(os.getpid())
 from echo_appliance.echo import replies
-replies.IDLE_SECONDS = 0.4
+replies.IDLE_SECONDS = 1.0
 from echo_appliance.__main__ import main
 sys.exit(main(sys.argv[1:]))
 """
