@@ -7,12 +7,12 @@ from ..admission import Admission
 from ..errors import SetupError
 from ..inherit import Inherited, check_metrics, describe_all, take
 from ..lending import SOCKET_NAME as REPLIES
-from ..limits import connection_limit
+from ..limits import connection_limit, share
 from ..loop import Loop
 from ..metrics import SOCKET_NAME as METRICS
 from ..metrics import Registry
 from ..notify import ServiceManager
-from ..options import Parser, add_service_options
+from ..options import Parser, ServiceOptions, add_service_options
 from ..service import Lifetimes, Service
 from .connection import Connection, Endpoint
 from .stream import StreamConnection
@@ -24,17 +24,9 @@ if TYPE_CHECKING:
     from ..service import Manager
 
 
-class Options:
+class Options(ServiceOptions):
     """What the command line says; filled by the parser."""
 
-    max_connections: int | None
-    max_connections_per_source: int
-    idle_timeout: float
-    exit_idle: float
-    drain: float
-    start_sleep: float
-    workers: int
-    debug: bool
     allow_any_source: bool
 
 
@@ -117,8 +109,8 @@ def _run_workers(
         )
 
     def build(loop: Loop, link: Link, number: int) -> Service:
-        share = limit * (number + 1) // options.workers - limit * number // options.workers
-        return _build(loop, link, Registry(), served, lender, options, share)
+        own = share(limit, number, options.workers)
+        return _build(loop, link, Registry(), served, lender, options, own)
 
     lifetimes = Lifetimes(options.drain, options.exit_idle, options.start_sleep)
     return supervise(options.workers, build, lifetimes, describe_all(served), metrics)
