@@ -78,14 +78,14 @@ class Steering:
 
         0: none; it is dropped, or the normal lookup decides, or nothing is loaded.
         """
-        try:
-            self._look()
-        except OSError:
-            return 0
         family = int(len(local) == 4)
         packet = Packet(_UDP | family, *_octets(local))
         packet.remote, packet.remote_port = _octets(peer)
-        _, after, _ = libbpf.run_program(self._program, packet.context())
+        try:
+            self._look()
+            _, after, _ = libbpf.run_program(self._program, packet.context())
+        except OSError:
+            return 0
         return int(_CONTEXT.unpack(after)[0])
 
     def _look(self) -> None:

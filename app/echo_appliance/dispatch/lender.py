@@ -10,11 +10,12 @@ steered anywhere itself, or two servers would answer each other for ever.
 
 What is lent stays ours, too: by our copy we can take a socket back, by binding
 it to an interface that does not exist, so that its packets go by dispatch
-again.  That happens when its flow would be given to another socket now
-(looked at every CHECK_SECONDS), when a client has FLOWS and asks for more, and
-at its end.  A server only has to ask again.  What a hostile holder can do
-about it is to bind the socket to an interface first: then it keeps flows that
-come by that interface, to that port, which was its own when it asked.
+again.  That happens when its flow would be given to another socket now, or it
+was connected to somebody else (looked at every CHECK_SECONDS), when a client
+has FLOWS and asks for more, and at its end.  A server only has to ask again.
+What a hostile holder can do about it is to bind the socket to an interface
+first: then it keeps flows that come by that interface, to that address and
+port, which were its own when it asked.
 
 Clients may be hostile: whoever may write to our socket can pass us anything.
 Nothing here waits for them, what they send is bounded per turn and per second,
@@ -73,9 +74,13 @@ def check_lender(sockets: list[Inherited]) -> None:
 class Lender:
     """One inherited socket named `replies`, and those who ask by it: a Source."""
 
-    def __init__(self, loop: "Loop", inherited: Inherited, steering: Steering) -> None:
+    def __init__(
+        self, loop: "Loop", inherited: Inherited, steering: Steering, capacity: int
+    ) -> None:
+        """Capacity: how many sockets all clients together may have."""
         self.loop = loop
         self.steering = steering
+        self.capacity = capacity
         self.refused: dict[str, int] = {}
         self._socket = inherited.socket
         self._clients: set[_Client] = set()
@@ -166,6 +171,14 @@ def _sockets_in(ancillary: "list[tuple[int, int, bytes]]") -> list[socket.socket
     return sockets
 
 
+def _flow_of(sock: socket.socket) -> object:
+    """Return what a socket is bound and connected to by now; None where it is connected no more."""
+    try:
+        return sock.getsockname(), sock.getpeername()
+    except OSError:
+        return None
+
+
 class _Client:
     """One channel, and what is lent on it.  Owns its end, and our copies of the sockets."""
 
@@ -183,9 +196,9 @@ class _Client:
             raise
 
     def check(self) -> None:
-        """Take back what would be steered elsewhere by now."""
-        for flow in tuple(self.flows):
-            if self._refusal(flow):
+        """Take back what would be steered elsewhere by now, or is not what was asked for."""
+        for flow, sock in tuple(self.flows.items()):
+            if self._refusal(flow) or _flow_of(sock) != flow:
                 self._take_back(flow)
 
     def close(self) -> None:
@@ -236,6 +249,8 @@ class _Client:
 
     def _answer(self, flow: "Flow") -> None:
         reason = self._spend() or self._refusal(flow)
+        if not reason and self._lender.lent >= self._lender.capacity:
+            reason = "full"  # the sidecar needs descriptors for its other work, too
         lent = None
         if not reason:
             try:

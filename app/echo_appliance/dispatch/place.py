@@ -86,6 +86,10 @@ def _filesystem(path: str) -> str:
     return kind
 
 
+class BusyError(SetupError):
+    """Another command holds the lock."""
+
+
 class Lock:
     """Of all dispatch commands on one bpffs, one changes things at a time."""
 
@@ -107,7 +111,7 @@ class Lock:
         while not self._try():
             if time.monotonic() > deadline:
                 os.close(self._descriptor)
-                raise SetupError(
+                raise BusyError(
                     f"another dispatch command has held {self._path} for {self._wait:g} s: "
                     f"let it end (fuser {self._path} names it), or give --wait SECONDS"
                 )

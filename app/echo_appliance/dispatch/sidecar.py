@@ -27,7 +27,7 @@ from .bulk import load_bindings, read_source
 from .explain import Steering
 from .lender import Lender, check_lender
 from .model import parse_label
-from .place import Lock, Place
+from .place import BusyError, Lock, Place
 from .register import borrow, register
 from .state import Dispatcher
 from .status import metrics_text
@@ -67,7 +67,7 @@ class Sidecar:
                 program.load(self._place, program.CAPACITY, None, beside=False)
                 say(f"dispatch: loaded into {self._place.path}")
         # Sockets first: a binding without one refuses what comes.
-        self.register()
+        self.register(self._wait)
         self.apply()
 
     def apply(self) -> None:
@@ -80,11 +80,11 @@ class Sidecar:
         words = "unchanged" if count is None else f"{count} keys in force"
         say(f"dispatch: {self._config}: {words}")
 
-    def register(self) -> None:
+    def register(self, wait: float) -> None:
         """See that every socket is registered; say what was not."""
         if not self._sockets:
             return
-        with Lock(self._place, self._wait), Dispatcher(self._place, write=True) as dispatcher:
+        with Lock(self._place, wait), Dispatcher(self._place, write=True) as dispatcher:
             for line in register(dispatcher, self._sockets):
                 if not line.endswith("already"):
                     say(f"dispatch: {line}")
@@ -93,7 +93,7 @@ class Sidecar:
         """On SIGHUP: the file again.  What it says wrong is said, and the old stays in force."""
         try:
             self.apply()
-            self.register()
+            self.register(self._wait)
         except (SetupError, OSError) as error:
             say(f"dispatch: not reloaded: {error}")
 
@@ -108,9 +108,11 @@ class Sidecar:
             raise SetupError("someone unloaded dispatch, and the sockets are not ours to register")
         try:
             if loaded:
-                self.register()
+                self.register(0.0)
             else:
                 self.start()
+        except BusyError:
+            pass  # something is changed now, which may take seconds: look again, serve meanwhile
         except (SetupError, OSError) as error:
             say(f"dispatch: {error}")
 
@@ -150,9 +152,8 @@ def run(place: Place, wait: float, config: str | None, once: bool) -> int:
     check_metrics(metrics)
     check_lender(asked)
     loop = Loop()
-    lenders = [Lender(loop, one, Steering(place)) for one in asked]
-    if lenders:
-        connection_limit(None)  # raises the limit of descriptors: one per flow
+    capacity = connection_limit(None) // len(asked) if asked else 0
+    lenders = [Lender(loop, one, Steering(place), capacity) for one in asked]
     sidecar = Sidecar(place, wait, config, steered, lenders)
     sidecar.start()
     if once:

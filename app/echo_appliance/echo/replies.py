@@ -77,8 +77,6 @@ class Replies:
 
     def _begin_lent(self, flow: "Flow", sock: socket.socket, datagrams: list[bytes]) -> None:
         """Take over a socket that was lent, and answer what waited for it."""
-        if flow in self._flows:
-            self._flows[flow].close()
         try:
             begun = self._begin(flow, sock)
         except OSError:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.process.dispatch.space import DEADLINE, Space
+from tests.process.dispatch.space import DEADLINE, STUB, Space
 
 
 class Manager:
@@ -30,12 +30,16 @@ class Manager:
 
 @contextmanager
 def sidecar(
-    space: Space, tmp_path: Path, config: Path, *passed: tuple[str, socket.socket]
+    space: Space,
+    tmp_path: Path,
+    config: Path,
+    *passed: tuple[str, socket.socket],
+    stub: str = STUB,
 ) -> Iterator[subprocess.Popen[str]]:
     """A sidecar that is ready."""
     manager = Manager(tmp_path / "notify")
     process = space.start(
-        ["run", "--config", str(config)], passed, {"NOTIFY_SOCKET": str(manager.path)}
+        ["run", "--config", str(config)], passed, {"NOTIFY_SOCKET": str(manager.path)}, stub=stub
     )
     try:
         try:

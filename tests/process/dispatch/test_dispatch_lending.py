@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import signal
 import socket
 import subprocess
@@ -13,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from echo_appliance.dispatch.sidecar import CHECK_SECONDS
 from echo_appliance.lending import (
     ASK,
     FLOW_OCTETS,
@@ -23,7 +26,7 @@ from echo_appliance.lending import (
 )
 from tests.process.dispatch.clients import QUIET, ask, connected, is_empty
 from tests.process.dispatch.sidecars import eventually, sidecar, write
-from tests.process.dispatch.space import DEADLINE, Space
+from tests.process.dispatch.space import DEADLINE, STUB, Space
 
 if TYPE_CHECKING:
     from echo_appliance.lending import Address
@@ -50,9 +53,11 @@ class Stage:
         return sock
 
     @contextmanager
-    def sidecar(self, *passed: tuple[str, socket.socket]) -> Iterator[subprocess.Popen[str]]:
+    def sidecar(
+        self, *passed: tuple[str, socket.socket], stub: str = STUB
+    ) -> Iterator[subprocess.Popen[str]]:
         with sidecar(
-            self.space, self.folder, self.config, *passed, ("replies", self.bound)
+            self.space, self.folder, self.config, *passed, ("replies", self.bound), stub=stub
         ) as process:
             yield process
 
@@ -291,6 +296,26 @@ def test_lender_takes_back_everything_from_a_client_that_goes(stage: Stage) -> N
         kept.close()
 
 
+def test_lender_takes_back_a_socket_that_is_connected_to_somebody_else(stage: Stage) -> None:
+    sock, victim = stage.space.udp(), stage.space.udp("127.0.0.1", 778)
+    write(stage.config, ("echo", PREFIX, 0))
+    sock.settimeout(QUIET)
+
+    def steered_again() -> bool:
+        victim.sendto(b"to the label", LOCAL)
+        try:
+            return sock.recv(100) == b"to the label"
+        except TimeoutError:
+            return False
+
+    with stage.sidecar(("echo", sock)):
+        lent = Guest(stage, sock).ask(LOCAL, PEER)
+        assert isinstance(lent, socket.socket)
+        lent.connect(victim.getsockname())
+        assert not steered_again()
+        eventually(steered_again)
+
+
 @pytest.mark.parametrize(
     "message",
     [b"?", b"", b"?" + bytes(FLOW_OCTETS), b"!" + pack_flow(LOCAL, PEER), b"x" * 5000],
@@ -355,6 +380,40 @@ def test_lender_serves_others_while_one_floods_it_and_one_reads_nothing(stage: S
         start = time.monotonic()
         assert isinstance(Guest(stage, sock).ask(LOCAL, PEER), socket.socket)
         assert time.monotonic() - start < 2
+
+
+def test_lender_keeps_descriptors_for_the_sidecar_itself(stage: Stage) -> None:
+    sock = stage.space.udp()
+    write(stage.config, ("echo", PREFIX, 0))
+    few = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))\n" + STUB
+    with stage.sidecar(("echo", sock), stub=few) as process:
+        guest = Guest(stage, sock)
+        answers = [guest.ask(LOCAL, ("127.0.0.1", port)) for port in range(1, 60)]
+        lent = [one for one in answers if isinstance(one, socket.socket)]
+        assert len(lent) == 100 - 64
+        assert set(answers) - set(lent) == {"full"}
+        write(stage.config, ("echo", PREFIX, 0), ("echo", "127.2.0.0/16", 0))
+        process.send_signal(signal.SIGHUP)
+        eventually(lambda: len(stage.space.ok("bindings", "--json").json) == 4)
+
+
+def test_lender_goes_on_while_somebody_holds_the_lock(stage: Stage) -> None:
+    sock = stage.space.udp()
+    write(stage.config, ("echo", PREFIX, 0))
+    with stage.sidecar(("echo", sock)), stage.echo(sock):
+        lock = os.open(stage.space.bpffs / "echo-appliance" / "lock", os.O_RDONLY)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            slowest, start = 0.0, time.monotonic()
+            while time.monotonic() < start + 2 * CHECK_SECONDS:
+                asked = time.monotonic()
+                with connected("127.1.0.1", 5000) as one:
+                    assert ask(one, b"at once") == b"at once"
+                slowest = max(slowest, time.monotonic() - asked)
+                time.sleep(0.02)  # or it would be "too-often"
+            assert slowest < CHECK_SECONDS / 2
+        finally:
+            os.close(lock)
 
 
 def test_lender_takes_so_many_clients_and_again_when_some_go(stage: Stage) -> None:
