@@ -7,7 +7,7 @@ import socket
 from pathlib import Path
 
 from tests.process.dispatch.clients import reached, received
-from tests.process.dispatch.sidecars import eventually, sidecar, write
+from tests.process.dispatch.sidecars import Manager, eventually, sidecar, write
 from tests.process.dispatch.space import DEADLINE, Space
 
 
@@ -84,3 +84,33 @@ def test_sidecar_that_cannot_start_says_why_and_is_not_ready(empty: Space, tmp_p
     assert process.returncode == 1
     assert "a label must not be empty" in words
     assert config.name in words
+
+
+def test_once_registers_and_binds_and_ends_and_traffic_goes_on(
+    empty: Space, tmp_path: Path
+) -> None:
+    stream, config = empty.tcp(), tmp_path / "b.json"
+    write(config, ("echo", "127.1.0.0/16", 80))
+    words = ["run", "--once", "--config", str(config)]
+    with empty.start(words, (("echo", stream),), {}) as process:
+        _, said = process.communicate(timeout=DEADLINE)
+    assert process.returncode == 0, said
+    assert reached([stream], "127.1.0.1", 80) == 0
+
+
+def test_sidecar_without_sockets_ends_when_someone_unloads_so_that_they_are_registered_again(
+    empty: Space, tmp_path: Path
+) -> None:
+    # Loaded and bound by it alone, everything would be refused.
+    config, manager = tmp_path / "b.json", Manager(tmp_path / "notify")
+    write(config, ("echo", "127.1.0.0/16", 80))
+    words = ["run", "--config", str(config)]
+    environment = {"NOTIFY_SOCKET": str(manager.path)}
+    with empty.start(words, (("metrics", empty.tcp()),), environment) as process:
+        manager.wait_for("READY=1")
+        empty.ok("unload")
+        _, said = process.communicate(timeout=DEADLINE)
+    assert process.returncode == 1
+    assert said.splitlines()[-1].endswith("the sockets are not ours to register")
+    assert empty.pinned() == []
+    manager.socket.close()
