@@ -66,7 +66,7 @@ image: $(VENV)/made
 image-test: image
 	$(PYTEST) tests/image
 
-machine: image
+machine: image bpf
 	$(SETUP) machine
 	$(PYTEST) tests/machine
 

@@ -24,8 +24,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from ..lending import Address
     from ..original import Ancillary
-    from .replies import Peer
 
     Refused = frozenset[object]
 
@@ -86,12 +86,18 @@ class _Datagrams:
 class InternetDatagrams(_Datagrams):
     """Echoes on a UDP socket, IPv4, IPv6 or both."""
 
-    def __init__(self, endpoint: Endpoint, inherited: Inherited, refused: frozenset[int]) -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        inherited: Inherited,
+        refused: frozenset[int],
+        lender: socket.socket | None,
+    ) -> None:
         super().__init__(endpoint, inherited)
         self._refused = refused
         self._answers: dict[bytes, Ancillary | None] = {}
         self._port = inherited.socket.getsockname()[1]
-        self._replies = Replies(endpoint)
+        self._replies = Replies(endpoint, inherited.socket, lender)
         ask_for_destination(inherited)
 
     def close(self) -> None:
@@ -154,7 +160,7 @@ class InternetDatagrams(_Datagrams):
         self._answers[sent_to] = answer
         return answer
 
-    def _answer_elsewhere(self, sent_to: bytes, peer: "Peer", size: int) -> "Ancillary | None":
+    def _answer_elsewhere(self, sent_to: bytes, peer: "Address", size: int) -> "Ancillary | None":
         """Answer from another port than ours, for dispatch; or not at all, for a group.
 
         Returns None when that is done, else how to answer from here after all.
@@ -170,11 +176,7 @@ class InternetDatagrams(_Datagrams):
         if self._replies.is_own(local, peer):
             counters.drop("own-answer")
             return None
-        if not self._replies.answer(local, peer, size):
-            return answer_to(sent_to)
-        counters.datagrams_sent += 1
-        counters.sent += size
-        return None
+        return None if self._replies.answer(local, peer, size) else answer_to(sent_to)
 
 
 class UnixDatagrams(_Datagrams):
