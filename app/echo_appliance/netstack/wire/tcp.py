@@ -190,11 +190,11 @@ def _read_option(kind: int, value: memoryview, segment: Segment) -> None:
     elif kind == _SACK_PERMITTED:
         segment.sack_permitted = True
     elif kind == _TIMESTAMPS:
-        segment.timestamp = _BLOCK.unpack(value)  # type: ignore[assignment]  # two numbers as well
+        segment.timestamp = _BLOCK.unpack(value)
     elif kind == _SACK:
         if len(value) % 8 or not value:
             raise ParseError("tcp: option of a wrong length")
-        segment.sack_blocks = list(_BLOCK.iter_unpack(value))  # type: ignore[arg-type]
+        segment.sack_blocks = list(_BLOCK.iter_unpack(value))
 
 
 def serialize(segment: Segment) -> bytearray:
