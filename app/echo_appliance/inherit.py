@@ -78,6 +78,16 @@ def take() -> list[Inherited]:
     return [_inherit(descriptor, name) for descriptor, name in passed]
 
 
+def take_apart(name: str) -> tuple[list[int], list[Inherited]]:
+    """Return the descriptors of one name, whatever they are, and all others as sockets.
+
+    For modes that serve more than sockets.  Nothing at all need have been passed.
+    """
+    passed = _passed_descriptors()
+    others = [_inherit(descriptor, of) for descriptor, of in passed if of != name]
+    return [descriptor for descriptor, of in passed if of == name], others
+
+
 def _keep_out_of_the_data() -> None:
     """Inetd style, standard output and error are often the connection too: silence them.
 

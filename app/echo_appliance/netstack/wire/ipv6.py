@@ -23,6 +23,7 @@ _SOLICITED_NODE = bytes.fromhex("ff0200000000000000000001ff")
 
 _HEADER = struct.Struct("!IHBB16s16s")
 _FRAGMENT = struct.Struct("!BBHI")
+FRAGMENT_SIZE = _FRAGMENT.size
 
 # RFC 8504 section 5.3 lets hosts limit the chain; attackers' chains are long, others' are not.
 _EXTENSIONS_LIMIT = 8
@@ -138,6 +139,11 @@ def serialize_header(packet: Packet, payload_size: int) -> bytes:
     return _HEADER.pack(
         6 << 28, payload_size, packet.protocol, packet.hop_limit, packet.source, packet.destination
     )
+
+
+def serialize_fragment(protocol: int, offset: int, identification: int, more_follow: bool) -> bytes:
+    """Return the fragment header."""
+    return _FRAGMENT.pack(protocol, 0, offset | more_follow, identification)
 
 
 def is_group(address: bytes) -> bool:
