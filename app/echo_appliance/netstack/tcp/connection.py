@@ -15,7 +15,14 @@ from ..wire.tcp import ACK, FIN, RST, SYN, URG, Segment
 from .arrival import arrive, take_syn
 from .receiver import Receiver, window_shift
 from .sender import NEVER, Sender
-from .settings import KEEPALIVE_INTERVAL, KEEPALIVE_PROBES, MIN_MSS, SYN_TIMEOUT, TIMESTAMPS_LENGTH
+from .settings import (
+    KEEPALIVE_INTERVAL,
+    KEEPALIVE_PROBES,
+    MIN_MSS,
+    SUSPECT_AFTER,
+    SYN_TIMEOUT,
+    TIMESTAMPS_LENGTH,
+)
 from .states import WRITING, Event, State, change
 
 TYPE_CHECKING = False
@@ -121,6 +128,11 @@ class Connection:
         """Octets of payload per segment on the wire: what a device cuts a larger one into."""
         return self.sender.mss
 
+    @property
+    def is_suspect(self) -> bool:
+        """Whether the peer has let several time-outs pass without a sign (R1 of section 3.8.3)."""
+        return self.sender.round_trip.backoffs >= SUSPECT_AFTER
+
     def write(self, data: "Octets | bytearray", *, urgent: bool = False) -> int:
         """Take data to be sent, as much as fits; return how many octets were taken.
 
@@ -155,7 +167,7 @@ class Connection:
             self.change(Event.CLOSE)
 
     def abort(self) -> None:
-        """End at once: RST to the peer, and nothing more is sent or read (MUST-62)."""
+        """End at once: RST to the peer, and nothing more is sent or read."""
         if self.state not in (State.CLOSED, State.SYN_SENT, State.TIME_WAIT):
             self._emit(self.sender.nxt, RST | ACK, b"")
         self.end("aborted")
@@ -351,7 +363,7 @@ class Connection:
     def _keep_alive(self, now: float) -> None:
         """Ask whether the peer is still there: an old number, to be answered by an ACK (3.8.4)."""
         if self.probes >= KEEPALIVE_PROBES:
-            self.end("timed out")  # MUST-26: not for one probe without an answer
+            self.end("timed out")  # MUST-29: not for one probe without an answer
             return
         self.probes += 1
         self._moment = self._stamp(now)

@@ -53,6 +53,7 @@ class Endpoint:
         self.connections: dict[Key, Connection] = {}
         self.counters: dict[str, int] = {}
         self.on_transition: Callable[[Connection, State, State], None] | None = None
+        self.on_suspect: Callable[[bytes], None] | None = None  # this peer's path may be dead
         self._settings = settings or Settings()
         self._secrets = Secrets(secret)
         self._route = route
@@ -104,7 +105,7 @@ class Endpoint:
     ) -> Connection:
         """Open a connection.  Raises ValueError for what cannot be one, OSError without a port."""
         if _is_group(remote) or not remote_port:
-            raise ValueError("a connection needs one peer and a port")  # MUST-57
+            raise ValueError("a connection needs one peer and a port")  # MUST-46
         if local_port is None:
             local_port = self._free_port(local, remote, remote_port)
         key = (remote, remote_port, local, local_port)
@@ -279,7 +280,7 @@ class Endpoint:
         """Tell applications what changed, and return all that is to leave now."""
         changed, self._changed = self._changed, {}
         for connection in changed:
-            if connection.application is not None:
+            if connection.application is not None and connection.state is not State.SYN_SENT:
                 connection.application(connection)
         touched, self._touched = self._touched | changed, {}
         out: list[tuple[Connection | Reply, list[Segment]]] = []
@@ -347,6 +348,8 @@ class Endpoint:
                 continue
             connection.on_deadline(now)
             self._changed[connection] = None
+            if self.on_suspect is not None and connection.is_suspect:
+                self.on_suspect(connection.remote)  # MUST-20, SHLD-9
 
 
 def reset_of(segment: Segment) -> Segment:

@@ -113,6 +113,7 @@ class Receiver:
         if self.fin != self.nxt:
             return False
         self.nxt += 1
+        self.edge = max(self.edge, self.nxt)  # a FIN needs no room
         self.ack_now = True
         return True
 

@@ -189,7 +189,7 @@ class Sender:
         end = start + size
         flags = ACK
         if end == self.queue.end:
-            flags = ACK | PSH  # MUST-60: at the end of what was written
+            flags = ACK | PSH  # MUST-61: the last of what was written
             if end == self.fin:
                 flags, end = ACK | PSH | FIN, end + 1
         if size % self.mss:

@@ -14,6 +14,7 @@ MAX_RTO = 60.0  # section 2.5
 RTO_AFTER_LOST_SYN = 3.0  # section 5.7
 CLOCK_GRANULARITY = 0.001  # G of section 2; also the unit of our timestamps
 
+SUSPECT_AFTER = 3  # R1 of RFC 9293 section 3.8.3, in time-outs: SHLD-10
 USER_TIMEOUT = 120.0  # R2 of RFC 9293 section 3.8.3: SHLD-11, at least 100
 SYN_TIMEOUT = 180.0  # R2 for a SYN: MUST-23, at least 180
 
@@ -46,8 +47,8 @@ class Settings:
     """What an application may choose.  One connection's memory is bounded by both limits."""
 
     __slots__ = (
-        "congestion", "delayed_ack", "keepalive", "nagle", "receive_limit", "send_limit",
-        "user_timeout",
+        "congestion", "delayed_ack", "hop_limit", "keepalive", "nagle", "receive_limit",
+        "send_limit", "traffic_class", "user_timeout",
     )  # fmt: skip
 
     def __init__(
@@ -60,11 +61,15 @@ class Settings:
         keepalive: float | None = None,
         user_timeout: float = USER_TIMEOUT,
         congestion: str = "cubic",
+        hop_limit: int = 64,
+        traffic_class: int = 0,
     ) -> None:
         self.receive_limit = receive_limit  # octets that wait to be read, in order or not
         self.send_limit = send_limit  # octets that wait to be sent or acknowledged
         self.nagle = nagle
         self.delayed_ack = delayed_ack
         self.keepalive = keepalive  # idle seconds before the first probe; None: none (MUST-25)
-        self.user_timeout = user_timeout
+        self.user_timeout = user_timeout  # seconds without any progress (MUST-21)
         self.congestion = congestion  # "cubic" or "newreno"
+        self.hop_limit = hop_limit  # for the IP header: MUST-49
+        self.traffic_class = traffic_class  # likewise: MUST-48
