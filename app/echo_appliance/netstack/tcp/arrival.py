@@ -118,6 +118,8 @@ def _check_sequence(connection: "Connection", segment: "Segment", seq: int, now:
     if not receiver.accepts(seq, segment.length):
         if resets:
             return False
+        if connection.state is State.TIME_WAIT and segment.flags & FIN:
+            connection.time_wait_at = now + TIME_WAIT  # our last ACK was lost
         _challenge(connection, now, always=segment.length > 0 and not segment.flags & SYN)
         if seq != receiver.nxt or segment.flags & SYN:
             return False
@@ -209,11 +211,8 @@ def _check_urgent(connection: "Connection", segment: "Segment", seq: int) -> Non
 def _check_fin(connection: "Connection", segment: "Segment", seq: int, now: float) -> None:
     """Eighth: FIN, which counts once all octets before it have come."""
     receiver = connection.receiver
-    if segment.flags & FIN:
-        if receiver.fin is None:
-            receiver.fin = seq + len(segment.payload)
-        elif connection.state is State.TIME_WAIT:
-            connection.time_wait_at = now + TIME_WAIT  # it did not get our last ACK
+    if segment.flags & FIN and receiver.fin is None:
+        receiver.fin = seq + len(segment.payload)
     if connection.state in RECEIVING and receiver.reach_fin():
         after = connection.change(Event.FIN)
         if after is State.TIME_WAIT:

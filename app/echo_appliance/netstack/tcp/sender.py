@@ -277,7 +277,7 @@ class Sender:
         self._updated_by = (seq, ack)
         if not window:
             self.stalled_at = self._tried_at  # it lives: probe on, for as long as it answers
-        if window > self.window == 0 and self.flight.octets:
+        if window > self.window == 0 and self.flight.octets and self.una != self.iss:
             # What was sent into the closed window was thrown away: do not wait for the timer.
             self.flight.lose_all()
             self.round_trip.progressed()
