@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     Waiting = tuple[bytes, bytes]  # a frame around the destination, which is not known yet
 
 ENTRIES_LIMIT = 1024
-WAITING_LIMIT = 8  # packets per neighbour that is being asked for
+WAITING_LIMIT = 64  # packets per neighbour that is being asked for: a datagram's fragments
+WAITING_IN_ALL = 512
 REACHABLE_SECONDS = 30.0  # RFC 4861 section 10; confirmed again after that, while in use
 RETRY_SECONDS = 1.0
 TRIES = 3
@@ -55,7 +56,7 @@ class Neighbours:
         self._limit = limit
         self._entries: dict[bytes, Neighbour] = {}
         self._asking: dict[bytes, Neighbour] = {}  # those that time has to look at
-        self.overflowed = 0  # packets that found no room to wait in
+        self._waiting = 0  # packets that do, in all
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -77,11 +78,10 @@ class Neighbours:
         return entry
 
     def wait(self, entry: Neighbour, packet: "Waiting") -> None:
-        """Keep a packet until the neighbour is known; the oldest of too many is lost."""
-        if len(entry.waiting) >= WAITING_LIMIT:
-            del entry.waiting[0]
-            self.overflowed += 1
-        entry.waiting.append(packet)
+        """Keep a packet until the neighbour is known; what finds no room is lost."""
+        if len(entry.waiting) < WAITING_LIMIT and self._waiting < WAITING_IN_ALL:
+            entry.waiting.append(packet)
+            self._waiting += 1
 
     def to_ask(self, now: float) -> list[Neighbour]:
         """Return those to be asked for now; forget those that did not answer."""
@@ -119,6 +119,7 @@ class Neighbours:
         entry.state = State.REACHABLE
         self._asking.pop(address, None)
         waiting, entry.waiting = entry.waiting, []
+        self._waiting -= len(waiting)
         return waiting
 
     def _make_room(self) -> None:
@@ -129,6 +130,7 @@ class Neighbours:
     def _drop(self, entry: Neighbour) -> None:
         entry.state = State.GONE
         entry.hardware = None
+        self._waiting -= len(entry.waiting)
         entry.waiting.clear()
         self._asking.pop(entry.address, None)
         del self._entries[entry.address]

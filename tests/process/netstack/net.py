@@ -38,6 +38,7 @@ class Net:
     def __init__(self, launcher: Launcher) -> None:
         self._launcher = launcher
         self._descriptors: list[int] = []
+        self._sockets: list[socket.socket] = []
 
     # -- links ---------------------------------------------------------------
 
@@ -63,11 +64,16 @@ class Net:
         self.up(name)
 
     def frames(self) -> tuple[socket.socket, socket.socket]:
-        """Return the two ends of a link that the kernel's stack is not on."""
+        """Return the two ends of a link that the kernel's stack is not on: ours, and the other."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._descriptors.append(ours.detach())
-        ours = socket.socket(fileno=os.dup(self._descriptors[-1]))
+        self._sockets += [ours, theirs]
         return ours, theirs
+
+    def page(self) -> socket.socket:
+        """Return a listening socket for metrics."""
+        page = socket.create_server(("127.0.0.1", 0))
+        self._sockets.append(page)
+        return page
 
     # -- the appliance -------------------------------------------------------
 
@@ -103,6 +109,8 @@ class Net:
         return done.stderr
 
     def close(self) -> None:
+        for sock in self._sockets:
+            sock.close()
         for descriptor in self._descriptors:
             os.close(descriptor)
 

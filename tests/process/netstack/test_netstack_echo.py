@@ -115,7 +115,7 @@ def test_three_connections_at_once_do_not_mix(net: Net) -> None:
 
 
 def test_connection_that_is_reset_ends_alone(net: Net) -> None:
-    page = socket.create_server(("127.0.0.1", 0))
+    page = net.page()
     net.serve(net.tap(), passed=[("metrics", page)])
     with connect() as other:
         rude = connect()
@@ -126,7 +126,6 @@ def test_connection_that_is_reset_ends_alone(net: Net) -> None:
             lambda: metrics(page.getsockname()).get("connections_ended_total:reset"), "the reset"
         )
         assert echo(b"still here", other) == b"still here"
-    page.close()
 
 
 # -- life --------------------------------------------------------------------
