@@ -100,7 +100,7 @@ def take_syn(connection: "Connection", segment: "Segment", now: float) -> None:
         connection.scaled = True
         sender.scale = min(segment.window_scale, MAX_WINDOW_SHIFT)
         receiver.scale = window_shift(connection.settings.receive_limit)
-    sender.update_window(segment.seq, 0, segment.window)  # never scaled in a SYN
+    sender.update_window(segment.seq, 0, segment.window, now)  # never scaled in a SYN
     if segment.payload:
         receiver.take_any(receiver.nxt, segment.payload, now)
 
@@ -118,6 +118,8 @@ def _check_sequence(connection: "Connection", segment: "Segment", seq: int, now:
     if not receiver.accepts(seq, segment.length):
         if resets:
             return False
+        if stamp is not None and connection.stamps and seq + segment.length == receiver.nxt:
+            receiver.note_stamp(stamp[0], seq, now)  # the last one again: our ACK was lost
         if connection.state is State.TIME_WAIT and segment.flags & FIN:
             connection.time_wait_at = now + TIME_WAIT  # our last ACK was lost
         _challenge(connection, now, always=segment.length > 0 and not segment.flags & SYN)
@@ -185,7 +187,7 @@ def _take_ack(connection: "Connection", segment: "Segment", seq: int, ack: int, 
     elif ack == sender.una and not segment.length and window == sender.window:
         sender.duplicate(now)
     if ack >= sender.una:
-        sender.update_window(seq, ack, window)
+        sender.update_window(seq, ack, window, now)
     if segment.sack_blocks and sender.selective:
         una = sender.una
         sender.select([(unwrap(a, una), unwrap(b, una)) for a, b in segment.sack_blocks], now)

@@ -253,7 +253,8 @@ class Connection:
                 receiver.stamp, receiver.stamp_at = stamp[0], now
             if advance:
                 sender.acknowledge(sender.una + advance, now, self.echo_time(segment, now))
-            sender.update_window(receiver.nxt, sender.una, segment.window << sender.scale)
+            window = segment.window << sender.scale
+            sender.update_window(receiver.nxt, sender.una, window, now)
             if payload:
                 receiver.take(payload, now)
         else:
@@ -261,7 +262,7 @@ class Connection:
 
     def echo_time(self, segment: Segment, now: float) -> float | None:
         """Return when we sent the segment that this one answers, where that matters."""
-        if self.sender.repeated_at is None or segment.timestamp is None or not self.stamps:
+        if not self.sender.wants_echo or segment.timestamp is None or not self.stamps:
             return None
         return now - ((self._stamp(now) - segment.timestamp[1]) & MASK) / 1000
 

@@ -144,7 +144,7 @@ class Flight:
     def find_lost(self, now: float, round_trip: float, recovering: bool) -> float:
         """Mark what must be lost by now; return when to look again (RFC 8985 section 6.2).
 
-        `round_trip` is the smoothed one.
+        `round_trip` is the smoothed one, 0 where it is not known yet.
         """
         window = self._reordering_window(round_trip, recovering)
         newest = (self._delivered_at, self._delivered_end)
@@ -166,7 +166,7 @@ class Flight:
             arrived = sum(record.sacked for record in self.records)
             if recovering or arrived >= DUPLICATE_THRESHOLD:
                 return 0.0
-        return round_trip * min(self.patience, 4) / 4
+        return (round_trip or self._delivered_in) * min(self.patience, 4) / 4
 
     def _lose(self, record: Sent) -> None:
         record.lost = True

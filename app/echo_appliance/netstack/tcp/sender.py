@@ -16,6 +16,7 @@ from .congestion import ALGORITHMS
 from .flight import Flight
 from .octets import Stream
 from .rtt import RoundTrip
+from .settings import CLOCK_GRANULARITY
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,11 +36,11 @@ class Sender:
     """Our half of a connection.  The names `una`, `nxt` and `window` are the RFC's SND.UNA etc."""
 
     __slots__ = (
-        "_limit", "_must_repeat", "_nagle", "_probe", "_small_end", "_tail_next", "_timed_at",
-        "_timed_end", "_tried_at", "_updated_by", "burst", "burst_limit", "congestion",
-        "duplicates", "fin", "flight", "iss", "max_window", "mss", "nxt", "queue", "recovery_end",
-        "reorder_at", "repeated_at", "retransmit_at", "round_trip", "scale", "selective",
-        "stalled_at", "syn_flags", "timed_out", "una", "urgent", "window",
+        "_ambiguous_since", "_limit", "_must_repeat", "_nagle", "_probe", "_small_end",
+        "_tail_next", "_timed_at", "_timed_end", "_tried_at", "_updated_by", "burst", "burst_limit",
+        "congestion", "duplicates", "fin", "flight", "iss", "max_window", "mss", "nxt", "queue",
+        "recovery_end", "reorder_at", "repeated_at", "retransmit_at", "round_trip", "scale",
+        "selective", "stalled_at", "syn_flags", "timed_out", "una", "urgent", "window",
     )  # fmt: skip
 
     def __init__(self, iss: int, mss: int, settings: "Settings") -> None:
@@ -71,6 +72,7 @@ class Sender:
         self._updated_by: tuple[float, int] = (-NEVER, 0)  # WL1, WL2: seq, ack that set the window
         self._timed_end: int | None = None  # one segment per round trip is timed (RFC 6298)
         self._timed_at = 0.0
+        self._ambiguous_since: float | None = None  # something was sent twice, and not timed since
         self._tried_at = 0.0  # when anything was last sent
         self._small_end = iss  # the end of the last segment that was not full
         self._must_repeat = False  # a recovery began: the first lost segment goes out at once
@@ -143,7 +145,8 @@ class Sender:
     def _send_new(self, now: float, emit: "Emit") -> None:
         """Send what windows, Nagle and silly-window avoidance let pass."""
         flight = self.flight
-        if not flight.records:
+        was_idle = not flight.records
+        if was_idle:
             self._begin_burst(now)
         # Nothing in this loop is acknowledged meanwhile, so the room only shrinks.
         room = min(self.una + self.window - self.nxt, self.congestion.window - flight.pipe)
@@ -160,9 +163,10 @@ class Sender:
             nxt += size
         if nxt == last == self.fin:
             self._send_fin(now, emit, room)
-        if self.retransmit_at == NEVER and self.nxt < self.end:
-            self.stalled_at = now
-            self.retransmit_at = now + self.round_trip.rto  # nothing in flight: probe the window
+        if was_idle and flight.records:
+            self._arm(now)
+        elif was_idle and self.retransmit_at == NEVER:
+            self.retransmit_at = now + self.round_trip.rto  # probe the window then
 
     def _begin_burst(self, now: float) -> None:
         if now - self._tried_at > self.round_trip.rto:
@@ -209,8 +213,6 @@ class Sender:
         if self._timed_end is None:
             self._timed_end = end
             self._timed_at = now
-        if self.retransmit_at == NEVER:
-            self._arm(now)
 
     def _send_again(self, now: float, emit: "Emit") -> None:
         """Send lost segments again, as far as the congestion window lets us."""
@@ -241,6 +243,7 @@ class Sender:
             emit(start, flags, self.queue.between(start, last) if start < last else b"")
         self.flight.repeat(record, now)
         self._timed_end = None  # Karn
+        self._ambiguous_since = now
         self._tried_at = now
         self._arm(now)
 
@@ -270,13 +273,13 @@ class Sender:
 
     # -- what comes back -------------------------------------------------------
 
-    def update_window(self, seq: int, ack: int, window: int) -> None:
+    def update_window(self, seq: int, ack: int, window: int, now: float) -> None:
         """Take the peer's window from a segment, unless it is older than the last one that did."""
         if self._updated_by > (seq, ack):
             return
         self._updated_by = (seq, ack)
         if not window:
-            self.stalled_at = self._tried_at  # it lives: probe on, for as long as it answers
+            self.stalled_at = now  # it lives: probe on, for as long as it answers
         if window > self.window == 0 and self.flight.octets and self.una != self.iss:
             # What was sent into the closed window was thrown away: do not wait for the timer.
             self.flight.lose_all()
@@ -284,6 +287,11 @@ class Sender:
         self.window = window
         if window > self.max_window:
             self.max_window = window
+
+    @property
+    def wants_echo(self) -> bool:
+        """Whether timestamps can tell what the segments themselves cannot: which was answered."""
+        return self.repeated_at is not None or self._ambiguous_since is not None
 
     def acknowledge(self, ack: int, now: float, echo_at: float | None) -> None:
         """The peer has everything before `ack`, which is beyond `una`.
@@ -299,7 +307,9 @@ class Sender:
         self.queue.discard_before(min(ack, self.queue.end))
         flight.acknowledge(ack, now)
         if self._timed_end is not None and ack >= self._timed_end:
-            self._sample(now)
+            self._sample(now - self._timed_at)
+        elif self._answers_repeat(echo_at):
+            self._sample(now - (echo_at or now))
         if self.round_trip.backoffs:
             self.round_trip.progressed()
         if self.recovery_end is not None:
@@ -311,9 +321,20 @@ class Sender:
             self._look_for_losses(now)
         self._arm(now)
 
-    def _sample(self, now: float) -> None:
+    def _answers_repeat(self, echo_at: float | None) -> bool:
+        """Whether a timestamp tells that what was sent again is what was answered (RFC 7323 4.1).
+
+        Without that, an RTO that was backed off would stay for as long as losses go on.
+        """
+        since = self._ambiguous_since
+        if since is None or echo_at is None:
+            return False
+        return echo_at >= since - CLOCK_GRANULARITY
+
+    def _sample(self, seconds: float) -> None:
         self._timed_end = None
-        self.round_trip.sample(now - self._timed_at)
+        self._ambiguous_since = None
+        self.round_trip.sample(seconds)
         self.flight.shortest = self.round_trip.minimum
 
     def _progress(self, ack: int, now: float, echo_at: float | None) -> None:
@@ -358,9 +379,8 @@ class Sender:
             self._begin_recovery(now)
 
     def _look_for_losses(self, now: float) -> None:
-        smoothed = self.round_trip.smoothed or self.round_trip.rto
         recovering = self.recovery_end is not None
-        self.reorder_at = self.flight.find_lost(now, smoothed, recovering)
+        self.reorder_at = self.flight.find_lost(now, self.round_trip.smoothed or 0.0, recovering)
         if self.flight.lost and not recovering:
             self._begin_recovery(now)
 
@@ -368,7 +388,7 @@ class Sender:
         flight = self.flight
         self.recovery_end = self.nxt
         self._must_repeat = True
-        self.congestion.lost(flight.octets - flight.sacked, now)
+        self.congestion.lost(flight.octets, now)
 
     # -- time ------------------------------------------------------------------
 
@@ -412,7 +432,7 @@ class Sender:
         flight = self.flight
         self.round_trip.back_off()
         if not self.timed_out:  # a repeated time-out is the same loss
-            self.congestion.timed_out(flight.octets - flight.sacked, now)
+            self.congestion.timed_out(flight.octets, now)
         else:
             self.congestion.window = self.mss
         flight.lose_all()

@@ -1,0 +1,486 @@
+"""The stream that goes out: windows, Nagle, time-outs, recovery (RFC 5681, 6298, 6675, 8985)."""
+
+import pytest
+
+from echo_appliance.netstack.tcp.settings import (
+    KEEPALIVE_INTERVAL,
+    KEEPALIVE_PROBES,
+    MAX_RTO,
+    SUSPECT_AFTER,
+    Settings,
+)
+from echo_appliance.netstack.tcp.states import State
+from echo_appliance.netstack.wire.tcp import ACK, PSH, Segment
+
+from .peer import OURS, THEIRS, Peer, established, numbers
+
+FIRST = OURS + 1
+MSS = 1000
+
+
+def block(start: int, end: int) -> tuple[int, int]:
+    """A SACK block in octets of data."""
+    return (FIRST + start, FIRST + end)
+
+
+def wrote(octets: int, settings: Settings | None = None, **options: object) -> Peer:
+    """Established, with so much written; what is sent of it has not been asked for."""
+    peer = established(settings, **options)
+    assert peer.connection.write(bytes(octets)) == octets
+    return peer
+
+
+def in_flight(segments: int, **options: object) -> Peer:
+    """Established, with so many full segments sent and a round trip of 0.1 s known."""
+    peer = wrote(MSS, None, **options)
+    peer.leaves()
+    peer.now += 0.1
+    peer.sends()
+    peer.connection.write(bytes(segments * MSS))
+    assert len(peer.leaves()) == segments
+    return peer
+
+
+# -- what may leave ------------------------------------------------------------
+
+
+def test_write_is_cut_into_segments_and_the_last_is_pushed() -> None:
+    sent = wrote(2500).leaves()
+    assert numbers(sent) == [(FIRST, 1000), (FIRST + 1000, 1000), (FIRST + 2000, 500)]
+    assert [segment.flags for segment in sent] == [ACK, ACK, ACK | PSH]
+
+
+def test_write_of_bytes_is_sent_without_a_copy() -> None:
+    peer = established()
+    data = bytes(3000)
+    peer.connection.write(data)
+    for segment in peer.leaves():
+        assert isinstance(segment.payload, memoryview)
+        assert segment.payload.obj is data
+
+
+def test_write_takes_no_more_than_the_limit() -> None:
+    peer = established(Settings(send_limit=1500, nagle=False))
+    assert peer.connection.write(bytes(2000)) == 1500
+    assert peer.connection.writable == 0
+    assert peer.connection.write(b"x") == 0
+    peer.leaves()
+    peer.sends()
+    assert peer.connection.writable == 1500
+
+
+def test_write_small_pieces_are_joined_in_memory_and_on_the_wire() -> None:
+    peer = established()
+    for _ in range(1000):
+        peer.connection.write(b"x")
+    (segment,) = peer.leaves()
+    assert bytes(segment.payload) == b"x" * 1000
+
+
+def test_super_segments_are_whole_multiples_of_the_mss() -> None:
+    peer = wrote(9500, segment_limit=4500)
+    assert numbers(peer.leaves()) == [(FIRST, 4000), (FIRST + 4000, 4000), (FIRST + 8000, 1500)]
+
+
+def test_window_of_the_peer_bounds_what_is_sent() -> None:
+    peer = established()
+    peer.sends(window=2500)
+    peer.connection.write(bytes(5000))
+    assert numbers(peer.leaves()) == [(FIRST, 1000), (FIRST + 1000, 1000)]
+    assert peer.leaves() == [], "500 octets of window are a crumb"
+
+
+def test_window_of_the_peer_shrinks_and_nothing_breaks() -> None:
+    peer = wrote(3000)
+    peer.leaves()
+    peer.sends(ack=FIRST + 1000, window=500)
+    assert peer.connection.sender.una + peer.connection.sender.window < peer.connection.sender.nxt
+    peer.connection.write(bytes(1000))
+    assert peer.leaves() == []
+    peer.sends(ack=FIRST + 3000, window=3000)
+    assert peer.connection.unacknowledged == 1000
+
+
+def test_window_tiny_for_ever_is_used_by_halves() -> None:
+    peer = established()
+    peer.connection.sender.max_window = 0
+    peer.sends(window=100)
+    peer.connection.sender.max_window = 100  # it never had more
+    peer.connection.write(bytes(5000))
+    assert numbers(peer.leaves()) == [(FIRST, 100)]
+
+
+def test_window_update_that_is_older_than_the_last_is_ignored() -> None:
+    peer = established()
+    peer.sends(payload=b"x", window=3000)
+    peer.sends(seq=THEIRS + 1, window=9000)
+    assert peer.connection.sender.window == 3000
+
+
+def test_congestion_window_begins_with_ten_segments_and_doubles() -> None:
+    peer = wrote(100_000)
+    assert len(peer.leaves()) == 10
+    assert len(peer.sends()) == 20
+
+
+# -- Nagle ---------------------------------------------------------------------
+
+
+def test_nagle_holds_a_second_small_segment_back() -> None:
+    peer = established(Settings())
+    peer.connection.write(b"one")
+    assert len(peer.leaves()) == 1
+    peer.connection.write(b"two")
+    peer.connection.write(b"three")
+    assert peer.leaves() == []
+    (both,) = peer.sends()
+    assert bytes(both.payload) == b"twothree"
+
+
+def test_nagle_holds_no_small_segment_back_behind_full_ones() -> None:
+    peer = wrote(2500, Settings())
+    assert numbers(peer.leaves())[-1] == (FIRST + 2000, 500)
+
+
+def test_nagle_holds_nothing_back_once_closed() -> None:
+    peer = established(Settings())
+    peer.connection.write(b"one")
+    peer.leaves()
+    peer.connection.write(b"two")
+    peer.connection.close()
+    (last,) = peer.leaves()
+    assert bytes(last.payload) == b"two"
+
+
+def test_nagle_off_every_write_leaves_at_once() -> None:
+    peer = established(Settings(nagle=False))
+    for word in (b"one", b"two", b"three"):
+        peer.connection.write(word)
+        (segment,) = peer.leaves()
+        assert bytes(segment.payload) == word
+
+
+# -- the zero window -----------------------------------------------------------
+
+
+def test_window_zero_is_probed_after_a_time_out_and_then_ever_more_rarely() -> None:
+    peer = established()
+    peer.sends(window=0)
+    peer.connection.write(b"waiting")
+    assert peer.leaves() == []
+    gaps, before = [], peer.now
+    for _ in range(4):
+        (probe,) = peer.wait(peer.connection.deadline() - peer.now)  # type: ignore[operator]
+        assert numbers([probe]) == [(FIRST, 1)]
+        gaps.append(peer.now - before)
+        before = peer.now
+        peer.sends(ack=FIRST, window=0)
+    assert gaps == pytest.approx([0.2, 0.4, 0.8, 1.6])
+
+
+def test_window_zero_for_days_keeps_the_connection_while_probes_are_answered() -> None:
+    peer = established()
+    peer.sends(window=0)
+    peer.connection.write(b"waiting")
+    peer.leaves()
+    for _ in range(2000):
+        peer.wait(MAX_RTO)
+        peer.sends(ack=FIRST, window=0)
+    assert peer.state is State.ESTABLISHED
+    peer.sends(ack=FIRST, window=1000)
+    peer.wait(1)
+    assert peer.connection.sender.nxt == FIRST + 7
+
+
+def test_window_zero_and_no_answer_times_out() -> None:
+    peer = established()
+    peer.sends(window=0)
+    peer.connection.write(b"waiting")
+    peer.leaves()
+    peer.wait(600)
+    assert peer.connection.error == "timed out"
+
+
+def test_window_opens_and_what_was_refused_is_sent_again_at_once() -> None:
+    peer = established()
+    peer.sends(window=0)
+    peer.connection.write(b"waiting")
+    peer.leaves()
+    peer.wait(0.2)
+    sent = peer.sends(ack=FIRST, window=1000)
+    assert b"".join(bytes(segment.payload) for segment in sent) == b"waiting"
+
+
+def test_window_too_small_for_a_segment_is_used_after_a_time_out() -> None:
+    peer = established()
+    peer.sends(window=300)
+    peer.connection.write(bytes(5000))
+    assert peer.leaves() == []
+    assert numbers(peer.wait(0.25)) == [(FIRST, 300)]
+
+
+# -- time-outs -----------------------------------------------------------------
+
+
+def test_time_out_sends_the_first_segment_again_and_doubles() -> None:
+    peer = wrote(3000)
+    peer.leaves()
+    start, again = peer.now, []
+    for _ in range(3):
+        at = peer.connection.deadline()
+        assert at is not None
+        again += [(round(at - start, 3), *numbers(peer.wait(at - peer.now))[0])]
+    assert again == [(0.2, FIRST, 1000), (0.6, FIRST, 1000), (1.4, FIRST, 1000)]
+    assert peer.connection.sender.congestion.window == MSS
+
+
+def test_time_out_follows_the_round_trip_and_its_variation() -> None:
+    peer = in_flight(1)
+    round_trip = peer.connection.sender.round_trip
+    # One sample of 0 (the handshake took no time here), then one of 0.1.
+    assert round_trip.smoothed == pytest.approx(0.0125)
+    assert round_trip.rto == 0.2
+
+
+def test_time_out_that_was_repeated_gives_no_sample() -> None:
+    peer = wrote(1000)
+    peer.leaves()
+    before = peer.connection.sender.round_trip.smoothed
+    peer.wait(0.25)
+    peer.now += 5
+    peer.sends()
+    assert peer.connection.sender.round_trip.smoothed == before, "Karn: whose answer was it?"
+
+
+def test_time_out_slow_start_begins_again() -> None:
+    peer = in_flight(10)
+    peer.wait(0.25)
+    assert len(peer.sends(ack=FIRST + 2000)) == 2
+    assert len(peer.sends(ack=FIRST + 4000)) == 4
+
+
+def test_time_outs_for_the_user_time_out_end_the_connection() -> None:
+    peer = wrote(1000, Settings(user_timeout=100))
+    peer.leaves()
+    peer.wait(99)
+    assert peer.state is State.ESTABLISHED
+    assert peer.connection.is_suspect
+    peer.wait(120)
+    assert peer.connection.error == "timed out"
+
+
+def test_path_is_suspect_after_three_time_outs() -> None:
+    peer = wrote(1000)
+    peer.leaves()
+    for _ in range(SUSPECT_AFTER):
+        assert not peer.connection.is_suspect
+        peer.wait(peer.connection.deadline() - peer.now)  # type: ignore[operator]
+    assert peer.connection.is_suspect
+    peer.sends()
+    assert not peer.connection.is_suspect
+
+
+def test_time_out_was_spurious_and_nothing_more_is_repeated() -> None:
+    peer = in_flight(10, timestamp=(1, 0), sack_permitted=True)
+    window = peer.connection.sender.congestion.window
+    sent_at = peer.connection.sender.flight.records[0].at
+    peer.wait(0.4)
+    assert peer.connection.sender.congestion.window < window
+    # The answer to the first of the ten as it was sent at first, only late.
+    echo = (2, int(sent_at * 1000))
+    sent = peer.sends(ack=FIRST + 2 * MSS, stamp=echo)
+    assert all(segment.seq >= FIRST + 11 * MSS - 120 for segment in sent)
+    assert peer.connection.sender.congestion.window >= window
+
+
+def test_idle_the_congestion_window_is_taken_back() -> None:
+    peer = wrote(100_000)
+    while peer.connection.unacknowledged:
+        peer.leaves()
+        peer.sends()
+    assert peer.connection.sender.congestion.window > 10 * MSS
+    peer.now += 10
+    peer.connection.write(bytes(50_000))
+    assert len(peer.leaves()) == 10
+
+
+# -- recovery ------------------------------------------------------------------
+
+
+def repeated(segments: list[Segment], peer: Peer) -> list[tuple[int, int]]:
+    """Of what was sent, that which was not new."""
+    border = peer.connection.sender.recovery_end or 0
+    return [(seq - FIRST, size) for seq, size in numbers(segments) if seq < border]
+
+
+def test_duplicate_acks_three_send_the_first_segment_again() -> None:
+    peer = in_flight(10)
+    for _ in range(2):
+        assert repeated(peer.sends(ack=FIRST + MSS), peer) == []
+    assert repeated(peer.sends(ack=FIRST + MSS), peer) == [(MSS, MSS)]
+
+
+def test_duplicate_acks_two_let_new_segments_out() -> None:
+    peer = in_flight(10)
+    peer.connection.sender.congestion.window = 10 * MSS
+    peer.connection.write(bytes(5 * MSS))
+    assert peer.leaves() == []
+    assert numbers(peer.sends(ack=FIRST + MSS)) == [(FIRST + 11 * MSS, MSS)], "RFC 3042"
+
+
+def test_partial_ack_sends_the_next_missing_segment() -> None:
+    peer = in_flight(10)
+    for _ in range(3):
+        peer.sends(ack=FIRST + MSS)
+    assert repeated(peer.sends(ack=FIRST + 4 * MSS), peer)[0] == (4 * MSS, MSS)
+    assert peer.connection.sender.recovery_end is not None
+    peer.sends()
+    assert peer.connection.sender.recovery_end is None
+
+
+def test_duplicate_with_data_or_another_window_is_none() -> None:
+    peer = in_flight(10)
+    for at in range(4):
+        peer.sends(ack=FIRST + MSS, payload=b"x")
+        peer.sends(ack=FIRST + MSS, window=5000 + at)
+    assert peer.connection.sender.recovery_end is None
+
+
+def selective(segments: int) -> Peer:
+    return in_flight(segments, sack_permitted=True)
+
+
+def test_sack_three_segments_beyond_a_gap_send_it_again() -> None:
+    peer = selective(10)
+    una = FIRST + MSS
+    for end in (3, 4):
+        assert repeated(peer.sends(ack=una, sack=[block(2 * MSS, end * MSS)]), peer) == []
+    sent = peer.sends(ack=una, sack=[block(2 * MSS, 5 * MSS)])
+    assert repeated(sent, peer) == [(MSS, MSS)]
+
+
+def test_sack_only_what_is_missing_is_sent_again() -> None:
+    peer = selective(10)
+    blocks = [block(9 * MSS, 11 * MSS), block(5 * MSS, 8 * MSS), block(2 * MSS, 4 * MSS)]
+    peer.now += 0.1
+    sent = repeated(peer.sends(ack=FIRST + MSS, sack=blocks), peer)
+    sent += repeated(peer.sends(ack=FIRST + MSS, sack=blocks), peer)
+    assert sent == [(MSS, MSS), (4 * MSS, MSS), (8 * MSS, MSS)]
+
+
+def test_sack_halves_once_per_window_not_once_per_loss() -> None:
+    peer = selective(10)
+    peer.sends(ack=FIRST + MSS, sack=[block(2 * MSS, 5 * MSS)])
+    window = peer.connection.sender.congestion.window
+    assert window == 7000, "CUBIC keeps 0.7 of what was in flight"
+    peer.sends(ack=FIRST + MSS, sack=[block(6 * MSS, 11 * MSS), block(2 * MSS, 5 * MSS)])
+    assert peer.connection.sender.congestion.window == window
+
+
+def test_sack_reordering_is_waited_for_once_it_was_seen() -> None:
+    peer = selective(10)
+    peer.sends(ack=FIRST + MSS, sack=[block(2 * MSS, 4 * MSS)])
+    peer.sends(ack=FIRST + 4 * MSS)  # it came after all
+    assert peer.connection.sender.flight.reordered
+    assert peer.sends(ack=FIRST + 4 * MSS, sack=[block(5 * MSS, 9 * MSS)]) == []
+    assert repeated(peer.wait(0.05), peer) == [(4 * MSS, MSS)], "a quarter of a round trip later"
+
+
+def test_sack_tail_lost_is_probed_after_two_round_trips() -> None:
+    peer = selective(3)
+    assert numbers(peer.wait(0.05)) == [(FIRST + 3 * MSS, MSS)], "the last segment, not the first"
+    sent = peer.sends(ack=FIRST + MSS, sack=[block(3 * MSS, 4 * MSS)])
+    assert repeated(sent + peer.wait(0.1), peer)[:2] == [(MSS, MSS), (2 * MSS, MSS)]
+
+
+def test_sack_of_part_of_a_super_segment_splits_it() -> None:
+    peer = established(sack_permitted=True, segment_limit=10 * MSS)
+    peer.connection.write(bytes(10 * MSS))
+    assert len(peer.leaves()) == 1
+    sent = peer.sends(ack=FIRST, sack=[block(MSS, 10 * MSS)])
+    assert repeated(sent + peer.wait(0.1), peer)[0] == (0, MSS)
+
+
+@pytest.mark.parametrize(
+    "blocks", [[(FIRST - 500, FIRST + 10)], [(FIRST + 5000, FIRST + 99_000)], [(FIRST + 9, FIRST)]]
+)
+def test_sack_made_up_is_ignored(blocks: list[tuple[int, int]]) -> None:
+    peer = selective(5)
+    peer.sends(ack=FIRST + MSS, sack=blocks)
+    assert peer.connection.sender.flight.sacked == 0
+
+
+def test_sack_reneged_all_is_sent_again_after_the_time_out() -> None:
+    peer = selective(3)
+    peer.sends(ack=FIRST + MSS, sack=[block(2 * MSS, 4 * MSS)])
+    peer.sends(ack=FIRST + 2 * MSS)
+    assert peer.connection.sender.flight.sacked == 2 * MSS, "it forgot to say so"
+    peer.wait(0.5)
+    assert peer.connection.sender.flight.sacked == 0
+    assert peer.connection.unacknowledged == 2 * MSS
+
+
+def test_data_are_kept_until_acknowledged_even_if_sacked() -> None:
+    peer = selective(3)
+    peer.sends(ack=FIRST + MSS, sack=[block(2 * MSS, 4 * MSS)])
+    assert peer.connection.unacknowledged == 3 * MSS
+
+
+# -- path MTU, ICMP, keepalive -------------------------------------------------
+
+
+def test_path_mtu_shrinks_and_what_was_larger_is_sent_again_in_pieces() -> None:
+    peer = in_flight(3)
+    peer.connection.set_path_mss(600)
+    sent = peer.leaves()
+    assert numbers(sent)[:3] == [
+        (FIRST + 1000, 600), (FIRST + 1600, 400), (FIRST + 2000, 600),
+    ]  # fmt: skip
+    assert peer.connection.send_mss == 600
+
+
+def test_path_mtu_absurd_is_bounded() -> None:
+    peer = established()
+    peer.connection.set_path_mss(1)
+    assert peer.connection.send_mss == 48
+    peer.connection.set_path_mss(9000)
+    assert peer.connection.send_mss == 48, "ICMP only makes it smaller"
+
+
+def test_icmp_error_never_ends_an_established_connection() -> None:
+    peer = established()
+    for hard in (True, False):
+        peer.connection.unreachable("port unreachable", hard=hard)
+    assert peer.state is State.ESTABLISHED
+    assert peer.connection.soft_error == "port unreachable"
+
+
+def test_keepalive_is_off_by_default() -> None:
+    peer = established()
+    assert peer.wait(30 * 86400) == []
+    assert peer.connection.deadline() is None
+
+
+def test_keepalive_asks_after_the_interval_of_silence() -> None:
+    peer = established(Settings(keepalive=10))
+    peer.wait(5)
+    peer.sends(payload=b"x")
+    assert all(segment.seq == FIRST for segment in peer.wait(9.9)), "only the delayed ACK"
+    (probe,) = peer.wait(0.2)
+    assert (probe.seq, probe.flags, len(probe.payload)) == (FIRST - 1, ACK, 0)
+    peer.sends()
+    assert peer.wait(9.7) == []
+
+
+def test_keepalive_lost_once_is_no_end_but_always_is() -> None:
+    peer = established(Settings(keepalive=10))
+    peer.wait(10 + KEEPALIVE_INTERVAL * (KEEPALIVE_PROBES - 1))
+    assert peer.state is State.ESTABLISHED
+    peer.wait(KEEPALIVE_INTERVAL)
+    assert peer.connection.error == "timed out"
+
+
+def test_keepalive_asks_nothing_while_data_are_under_way() -> None:
+    peer = wrote(1000, Settings(keepalive=1))
+    peer.leaves()
+    assert all(segment.payload for segment in peer.wait(20))
