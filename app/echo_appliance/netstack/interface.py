@@ -123,8 +123,6 @@ class Interface:
             packet.destination
         ):
             raise ParseError("group-destination")
-        if packet.source in self._addresses:
-            raise ParseError("spoofed-source")
         if ipv6.cannot_be_source(packet.source):
             raise ParseError("martian-source")
         message = self.control.parse(packet, verified=verified)

@@ -147,6 +147,10 @@ class Link:
         )
         self._send_to(to, ethernet.IPV6, ipv6.serialize_header(packet, size) + octets)
 
+    def suspect(self, next_hop: bytes) -> None:
+        """Ask for a neighbour anew: what went its way came to nothing.  RFC 9293 MUST-20."""
+        self.neighbours.forget(next_hop)
+
     # -- our own addresses ---------------------------------------------------
 
     def probe(self) -> None:
@@ -217,6 +221,8 @@ class Link:
     def _receive_solicitation(
         self, neighbour: icmpv6.Neighbour, packet: ipv6.Packet, hardware: bytes, now: float
     ) -> None:
+        if packet.source in self.addresses:
+            raise ParseError("spoofed-source")
         if neighbour.target not in self.addresses:
             raise ParseError("nd-for-others")
         if packet.source == ipv6.UNSPECIFIED:  # somebody is about to take our address

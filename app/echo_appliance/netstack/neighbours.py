@@ -122,6 +122,12 @@ class Neighbours:
         self._waiting -= len(waiting)
         return waiting
 
+    def forget(self, address: bytes) -> None:
+        """Know nothing of an address any more."""
+        entry = self._entries.get(address)
+        if entry is not None:
+            self._drop(entry)
+
     def _make_room(self) -> None:
         if len(self._entries) >= self._limit:
             # In use or not: a dictionary's first is the one that came first.

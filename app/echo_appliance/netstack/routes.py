@@ -5,6 +5,7 @@ of its version.  A Way is what a destination's packets have in common, kept so
 that none of it is worked out for each.
 """
 
+from .checksum import partial_sum
 from .wire import ethernet, ipv4, ipv6
 
 TYPE_CHECKING = False
@@ -24,13 +25,15 @@ class Way:
     """From one of our addresses to one remote one."""
 
     __slots__ = (
-        "_header", "_link_mtu", "_path_mtu", "_path_mtu_until", "local", "neighbour", "next_hop",
-        "remote",
+        "_link_mtu", "_path_mtu", "_path_mtu_until", "addresses", "local", "neighbour", "next_hop",
+        "remote", "sum",
     )  # fmt: skip
 
     def __init__(self, local: bytes, remote: bytes, next_hop: bytes, link_mtu: int) -> None:
         self.local = local
         self.remote = remote
+        self.addresses = local + remote
+        self.sum = partial_sum(self.addresses)  # what each packet's checksums begin with
         self.next_hop = next_hop
         self.neighbour: Neighbour | None = None
         self._link_mtu = link_mtu

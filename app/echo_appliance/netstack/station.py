@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 ADDRESSES_LIMIT = 64
 CLAIM_SECONDS = 0.2
 
+_PROBES = 3  # RFC 5227 section 1.1, PROBE_NUM
 _SECRET_SIZE = 32
 
 
@@ -160,7 +161,8 @@ class Station:
             return
         link.on_conflict = on_conflict
         timer = self.loop.call_later(self._options.claim, claimed)
-        link.probe()
+        for number in range(_PROBES):
+            self.loop.call_later(self._options.claim * number / _PROBES, link.probe)
 
     def close(self) -> None:
         """Leave the link."""

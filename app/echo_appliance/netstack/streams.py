@@ -10,6 +10,7 @@ import struct
 
 from ..errors import ParseError
 from .checksum import is_valid, partial_sum, pseudo_header_sum
+from .tcp.connection import Connection
 from .tcp.endpoint import Endpoint
 from .wire import ipv4, ipv6, tcp
 
@@ -26,10 +27,9 @@ _NEEDS_CHECKSUM = 1
 _GSO_IPV4, _GSO_IPV6 = 1, 4
 
 _IPV4 = struct.Struct("!HHIHH8s")  # RFC 6864 section 4.1: with DF the identification means nothing
-_IPV4_START, _IPV4_MIDDLE = 0x4500, 0x00004000
-_IPV4_TTL = 64 << 8 | ipv4.TCP
 _IPV6 = struct.Struct("!IHBB32s")
 
+_HOP_LIMIT = 64
 _MSS_WITHOUT_ROUTE = 536  # nothing gets there in any case
 
 
@@ -42,6 +42,7 @@ class Streams:
         self._link = interface.link
         self._now = 0.0
         self.endpoint = Endpoint(secret, self._sizes, settings)
+        self.endpoint.on_suspect = self._suspect
 
     # -- receiving -----------------------------------------------------------
 
@@ -65,6 +66,12 @@ class Streams:
         """Whether a quoted segment is one of ours that is on its way."""
         return self.endpoint.recognizes(*_connection_of(local, remote, transport)) is not None
 
+    def _suspect(self, remote: bytes) -> None:
+        """Nothing comes back from there: perhaps its neighbour is another one now."""
+        next_hop = self._interface.routes.next_hop(remote)
+        if next_hop is not None:
+            self._link.suspect(next_hop)
+
     def path_narrowed(self, way: "Way", now: float) -> None:
         """Let connections send segments that get through."""
         self.endpoint.set_path_mss(way.remote, self._mss(way, now))
@@ -79,20 +86,33 @@ class Streams:
             if way is None:
                 self._interface.counts.drop("no-route")
                 continue
+            hop_limit, traffic_class = _HOP_LIMIT, 0
+            if isinstance(item, Connection):
+                settings = item.settings
+                hop_limit, traffic_class = settings.hop_limit, settings.traffic_class
             for segment in segments:
-                self._send(way, segment, item.send_mss, now)
+                self._send(way, segment, item.send_mss, hop_limit, traffic_class, now)
 
     def on_deadline(self, now: float) -> None:
         """Do what is due; flush() comes after."""
         self.endpoint.on_deadline(now)
 
-    def _send(self, way: "Way", segment: "Segment", mss: int, now: float) -> None:
+    # Hot: no object but octets is made for a segment, and the fields are summed as numbers.
+    def _send(
+        self,
+        way: "Way",
+        segment: "Segment",
+        mss: int,
+        hop_limit: int,
+        traffic_class: int,
+        now: float,
+    ) -> None:
         header = tcp.serialize(segment)
         payload = segment.payload
         size = len(header) + len(payload)
-        addresses = way.local + way.remote
-        # The pseudo-header's sum, with what the device needs to go on from it, or the whole.
-        so_far = pseudo_header_sum(addresses, ipv4.TCP, size)
+        addresses = way.addresses
+        # The pseudo-header's sum, for the device to go on from; or the whole.
+        so_far = (way.sum + ipv4.TCP + size) % 65535
         prefix = self._port.prefix
         if self._port.checksums:
             prefix = self._offload(way, len(header), len(payload), mss)
@@ -102,11 +122,12 @@ class Streams:
         header[17] = so_far & 0xFF
         if len(addresses) == 8:
             total = ipv4.HEADER_SIZE + size
-            ip_sum = -(_IPV4_START + total + _IPV4_MIDDLE + _IPV4_TTL
-                       + int.from_bytes(addresses, "big")) % 65535  # fmt: skip
-            ip = _IPV4.pack(_IPV4_START, total, _IPV4_MIDDLE, _IPV4_TTL, ip_sum, addresses)
+            start = 0x4500 | traffic_class
+            ttl_and_protocol = hop_limit << 8 | ipv4.TCP
+            ip_sum = -(start + total + ipv4.DONT_FRAGMENT + ttl_and_protocol + way.sum) % 65535
+            ip = _IPV4.pack(start, total, ipv4.DONT_FRAGMENT, ttl_and_protocol, ip_sum, addresses)
         else:
-            ip = _IPV6.pack(6 << 28, size, ipv6.TCP, 64, addresses)
+            ip = _IPV6.pack(6 << 28 | traffic_class << 20, size, ipv6.TCP, hop_limit, addresses)
         self._link.send(way, prefix, ip + header, payload, now)
 
     @staticmethod

@@ -321,11 +321,11 @@ def test_serve_tells_what_is_wrong_in_a_line(tap: Net) -> None:
 
 def test_address_that_is_in_use_on_the_link_is_refused(net: Net) -> None:
     descriptor = net.tap()
-    eventually(lambda: "state UP" in ip("link", "show", "tap0"), "the kernel to answer")
     for address in (f"{KERNEL}/24", f"{KERNEL6}/64"):
         expected = rf"{address.split('/')[0]} is in use on the link, by ([0-9a-f:]+): take another"
         with pytest.raises(AssertionError, match=expected):
-            net.serve(descriptor, addresses=("--address", address))
+            # So long, since the kernel's IPv6 may take a second to see that the link is up.
+            net.serve(descriptor, "--claim", "3", addresses=("--address", address))
 
 
 def test_tap_that_somebody_has_is_refused(tap: Net) -> None:
