@@ -121,7 +121,7 @@ class Link:
         """Step until a condition holds; fail after so many seconds of the link's time."""
         end = self.now + limit
         while not until():
-            assert self.step(), "nothing will ever happen again"
+            assert self.step() or until(), "nothing will ever happen again"
             assert self.now < end, f"not done after {limit} s"
 
 

@@ -9,7 +9,7 @@ comes back and proves that its sender is where it says.
 from ..seq import MASK
 from ..wire.tcp import ACK, RST, SYN, Segment
 from .receiver import window_shift
-from .secrets import offered_in, stamp_with
+from .secrets import COOKIE_PERIOD, offered_in, stamp_with
 from .settings import DEFAULT_MSS_V4, DEFAULT_MSS_V6, MAX_HALF_OPEN
 
 TYPE_CHECKING = False
@@ -38,7 +38,7 @@ class Listener:
         self.settings = settings
         self.half_open: dict[Key, Connection] = {}
         self._secrets = secrets
-        self._last_cookie = 0.0  # when one was sent: a stray ACK before that is no cookie's
+        self._last_cookie = float("-inf")  # when one was sent: only then is a stray ACK looked at
 
     def is_full(self) -> bool:
         """Whether SYNs are to be answered with cookies."""
@@ -66,7 +66,7 @@ class Listener:
 
     def syn_of_cookie(self, key: "Key", segment: Segment, now: float) -> Segment | None:
         """Return the SYN that an ACK to a cookie of ours goes back to; None: there was none."""
-        if not self._last_cookie or segment.flags & (SYN | RST | ACK) != ACK:
+        if now - self._last_cookie > 2 * COOKIE_PERIOD or segment.flags & (SYN | RST | ACK) != ACK:
             return None
         irs = (segment.seq - 1) & MASK
         mss = self._secrets.cookie_mss(key, irs, (segment.ack - 1) & MASK, now)
