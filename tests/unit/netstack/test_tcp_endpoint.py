@@ -13,7 +13,7 @@ from echo_appliance.netstack.tcp.settings import (
     Settings,
 )
 from echo_appliance.netstack.tcp.states import State
-from echo_appliance.netstack.wire.tcp import ACK, FIN, RST, SYN, Segment
+from echo_appliance.netstack.wire.tcp import ACK, FIN, RST, SYN, URG, Segment
 
 from .link import LEFT, RIGHT, Client, Echo, Link
 
@@ -390,3 +390,17 @@ def test_transitions_are_told_for_a_trace() -> None:
     assert [state for local, state in seen if local == LEFT][:3] == [
         "SYN-SENT", "ESTABLISHED", "FIN-WAIT-1",
     ]  # fmt: skip
+
+
+def test_urgent_pointer_calls_the_application_before_the_data_are_there() -> None:
+    endpoint, urgent = host(), list[int]()
+
+    def on_open(connection: Connection) -> None:
+        connection.application = lambda one: urgent.append(one.urgent)
+
+    endpoint.listen(80, on_open)
+    ack = opened(endpoint)
+    ack.flags, ack.urgent = ACK | URG, 500
+    endpoint.receive(THERE, HERE, ack, 1.0)
+    endpoint.to_send(1.0)
+    assert urgent[-1] == 500

@@ -462,7 +462,7 @@ def test_keepalive_is_off_by_default() -> None:
 
 
 def test_keepalive_asks_after_the_interval_of_silence() -> None:
-    peer = established(Settings(keepalive=10))
+    peer = established(Settings(keepalive=True, keepalive_idle=10))
     peer.wait(5)
     peer.sends(payload=b"x")
     assert all(segment.seq == FIRST for segment in peer.wait(9.9)), "only the delayed ACK"
@@ -473,7 +473,7 @@ def test_keepalive_asks_after_the_interval_of_silence() -> None:
 
 
 def test_keepalive_lost_once_is_no_end_but_always_is() -> None:
-    peer = established(Settings(keepalive=10))
+    peer = established(Settings(keepalive=True, keepalive_idle=10))
     peer.wait(10 + KEEPALIVE_INTERVAL * (KEEPALIVE_PROBES - 1))
     assert peer.state is State.ESTABLISHED
     peer.wait(KEEPALIVE_INTERVAL)
@@ -481,6 +481,18 @@ def test_keepalive_lost_once_is_no_end_but_always_is() -> None:
 
 
 def test_keepalive_asks_nothing_while_data_are_under_way() -> None:
-    peer = wrote(1000, Settings(keepalive=1))
+    peer = wrote(1000, Settings(keepalive=True, keepalive_idle=1))
     peer.leaves()
     assert all(segment.payload for segment in peer.wait(20))
+
+
+def test_keepalive_interval_not_set_is_two_hours() -> None:
+    peer = established(Settings(keepalive=True))
+    assert peer.wait(7199) == []
+    assert len(peer.wait(2)) == 1
+
+
+def test_mss_option_is_in_syns_only() -> None:
+    peer = wrote(2000, sack_permitted=True, timestamp=(1, 0), window_scale=3)
+    for segment in [*peer.leaves(), *peer.sends(payload=b"x", seq=peer.seq + 9), *peer.wait(1)]:
+        assert (segment.mss, segment.window_scale, segment.sack_permitted) == (None, None, False)

@@ -248,7 +248,7 @@ class Connection:
                 else stamp is None and not self.stamps
             )
         ):
-            self.heard_at = now
+            self.heard_at, self.probes = now, 0
             if stamp is not None and receiver.acknowledged == receiver.nxt:
                 receiver.stamp, receiver.stamp_at = stamp[0], now
             if advance:
@@ -329,17 +329,17 @@ class Connection:
             return None
         sender = self.sender
         at = min(sender.retransmit_at, sender.reorder_at, self.receiver.ack_at, self.time_wait_at)
-        if self.settings.keepalive is not None:
+        if self.settings.keepalive:
             at = min(at, self._keepalive_at)
         return at if at < NEVER else None
 
     @property
     def _keepalive_at(self) -> float:
-        if self.settings.keepalive is None or self.state not in _KEPT_ALIVE:
+        if not self.settings.keepalive or self.state not in _KEPT_ALIVE:
             return NEVER
         if self.sender.flight.records:
             return NEVER  # what is under way finds out by itself
-        return self.heard_at + self.settings.keepalive + self.probes * KEEPALIVE_INTERVAL
+        return self.heard_at + self.settings.keepalive_idle + self.probes * KEEPALIVE_INTERVAL
 
     def on_deadline(self, now: float) -> None:
         """Let time pass up to now; to_send() has what comes of it (driver)."""

@@ -47,8 +47,8 @@ class Settings:
     """What an application may choose.  One connection's memory is bounded by both limits."""
 
     __slots__ = (
-        "congestion", "delayed_ack", "hop_limit", "keepalive", "nagle", "receive_limit",
-        "send_limit", "traffic_class", "user_timeout",
+        "congestion", "delayed_ack", "hop_limit", "keepalive", "keepalive_idle", "nagle",
+        "receive_limit", "send_limit", "traffic_class", "user_timeout",
     )  # fmt: skip
 
     def __init__(
@@ -58,7 +58,8 @@ class Settings:
         send_limit: int = 1 << 20,
         nagle: bool = True,
         delayed_ack: float = DELAYED_ACK,
-        keepalive: float | None = None,
+        keepalive: bool = False,
+        keepalive_idle: float = KEEPALIVE_IDLE,
         user_timeout: float = USER_TIMEOUT,
         congestion: str = "cubic",
         hop_limit: int = 64,
@@ -68,7 +69,8 @@ class Settings:
         self.send_limit = send_limit  # octets that wait to be sent or acknowledged
         self.nagle = nagle
         self.delayed_ack = delayed_ack
-        self.keepalive = keepalive  # idle seconds before the first probe; None: none (MUST-25)
+        self.keepalive = keepalive  # off unless asked for (MUST-24, MUST-25)
+        self.keepalive_idle = keepalive_idle  # seconds of silence before the first probe
         self.user_timeout = user_timeout  # seconds without any progress (MUST-21)
         self.congestion = congestion  # "cubic" or "newreno"
         self.hop_limit = hop_limit  # for the IP header: MUST-49

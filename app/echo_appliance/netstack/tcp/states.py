@@ -31,7 +31,7 @@ class Event(Enum):
     SYN = "SYN came: send SYN,ACK"
     SYN_AND_ACK = "SYN,ACK came: send ACK"
     SYN_ACKED = "our SYN was acknowledged"
-    CLOSE = "close: send FIN"
+    CLOSE = "close"
     FIN = "FIN came: send ACK"
     FIN_ACKED = "our FIN was acknowledged"
     TIMEOUT = "2 MSL passed"
