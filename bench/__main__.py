@@ -12,7 +12,7 @@ import sys
 from bench import plot, report
 from bench.core import BENCH, BenchError, Options
 
-MODES = ("echo", "forward", "dispatch")
+MODES = ("echo", "forward", "dispatch", "netstack")
 
 
 def arguments() -> argparse.Namespace:

@@ -184,6 +184,16 @@ def tap_flags(descriptor: int) -> int | None:
     return flags
 
 
+def do_in_software(device: Device) -> None:
+    """Have a tap leave checksums and segments to us; a packet socket has no such switch."""
+    try:
+        fcntl.ioctl(device.descriptor, TUNSETOFFLOAD, 0)
+    except OSError:
+        return
+    device.checksums = False
+    device.segment_limit = 0
+
+
 def _offload_tap(descriptor: int) -> bool:
     """Have the tap do checksums and segments; False where that is refused."""
     try:

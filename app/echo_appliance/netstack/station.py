@@ -9,7 +9,7 @@ from ..inherit import Inherited, take_apart
 from ..options import ArgumentError, Parser, positive, seconds
 from .addresses import format_ip, parse_network, parse_unicast
 from .counts import Counts
-from .device import Device, adopt, check_mtu, open_packet, open_tap
+from .device import Device, adopt, check_mtu, do_in_software, open_packet, open_tap
 from .driver import Driver
 from .interface import Interface
 from .routes import Routes
@@ -44,6 +44,7 @@ class Options:
     tap: str | None
     mac: bytes | None
     mtu: int | None
+    software: bool
     claim: float
     pcap: str | None
     trace: bool
@@ -79,6 +80,10 @@ def add_options(parser: Parser) -> None:
     parser.add(
         "--claim", seconds, default=CLAIM_SECONDS, metavar="S",
         help="ask the link for S seconds whether an address is taken (default: 0.2; 0: do not ask)",
+    )  # fmt: skip
+    parser.add(
+        "--software", default=False,
+        help="cut segments and fill in checksums ourselves, where the tap could",
     )  # fmt: skip
     parser.group("to see what happens")
     parser.add("--pcap", metavar="FILE", help="write all frames to FILE, for tcpdump and Wireshark")
@@ -218,6 +223,8 @@ def open_device(options: Options, addresses: "Sequence[bytes]") -> tuple[Device,
 
         device = open_packet(name)
         device.on_close = keep_away(name, addresses)
+    if options.software:
+        do_in_software(device)
     _set_mtu(device, options.mtu, addresses)
     return device, sockets
 

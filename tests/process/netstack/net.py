@@ -27,6 +27,7 @@ CLONE_NEWNET = 0x40000000  # include/uapi/linux/sched.h
 
 KERNEL, OURS = "192.0.2.1", "192.0.2.2"
 KERNEL6, OURS6 = "2001:db8::1", "2001:db8::2"
+KERNELS = (f"{KERNEL}/24", f"{KERNEL6}/64")
 PORT, DISCARD = 7, 9
 ADDRESSES = ("--address", f"{OURS}/24", "--address", f"{OURS6}/64")
 NETSTACK = (*COMMAND, "netstack")
@@ -42,20 +43,27 @@ class Net:
 
     # -- links ---------------------------------------------------------------
 
-    def tap(self, name: str = "tap0", *, vnet: bool = True, mtu: int = 1500) -> int:
+    def tap(
+        self,
+        name: str = "tap0",
+        *,
+        vnet: bool = True,
+        mtu: int = 1500,
+        addresses: Sequence[str] = KERNELS,
+    ) -> int:
         """Make a tap that is up, with the kernel's addresses; return its descriptor."""
         flags = IFF_TAP | IFF_NO_PI | (IFF_VNET_HDR if vnet else 0)
         descriptor = os.open("/dev/net/tun", os.O_RDWR)
         self._descriptors.append(descriptor)
         fcntl.ioctl(descriptor, TUNSETIFF, struct.pack("16sH22x", name.encode(), flags))
         ip("link", "set", name, "mtu", str(mtu))
-        self.up(name)
+        self.up(name, addresses)
         return descriptor
 
-    def up(self, name: str) -> None:
+    def up(self, name: str, addresses: Sequence[str] = KERNELS) -> None:
         """Give a link the kernel's addresses, and set it up."""
-        ip("address", "add", f"{KERNEL}/24", "dev", name)
-        ip("address", "add", f"{KERNEL6}/64", "dev", name, "nodad")
+        for address in addresses:
+            ip("address", "add", address, "dev", name, "nodad")
         ip("link", "set", name, "up")
 
     def persistent_tap(self, name: str = "tap0", *words: str) -> None:
@@ -118,17 +126,30 @@ class Net:
 @contextmanager
 def private_network(launcher: Launcher) -> Iterator[Net]:
     """Move this thread to a network of its own, and back."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
-    _check(libc.unshare(CLONE_NEWNET))
     net = Net(launcher)
+    with new_network():
+        try:
+            yield net
+        finally:
+            net.close()
+
+
+@contextmanager
+def new_network() -> Iterator[None]:
+    """Move this thread to a fresh network namespace, and back."""
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+    enter_new_network()
     try:
-        ip("link", "set", "lo", "up")
-        yield net
+        yield
     finally:
-        net.close()
-        _check(libc.setns(home, 0))
+        _check(ctypes.CDLL(None, use_errno=True).setns(home, 0))
         os.close(home)
+
+
+def enter_new_network() -> None:
+    """Move this thread to a fresh network namespace, for good."""
+    _check(ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET))
+    ip("link", "set", "lo", "up")
 
 
 def _check(result: int) -> None:
