@@ -198,7 +198,7 @@ def test_syn_cookie_keeps_options_and_carries_an_echo() -> None:
     assert link.right.counters["syn cookies taken"] == 1
     assert connection.stamps
     assert connection.scaled
-    assert connection.sender.selective
+    assert connection.sender.recovery.selective
 
 
 def test_cookie_is_good_for_two_periods() -> None:

@@ -309,7 +309,7 @@ def test_idle_the_congestion_window_is_taken_back() -> None:
 
 def repeated(segments: list[Segment], peer: Peer) -> list[tuple[int, int]]:
     """Of what was sent, that which was not new."""
-    border = peer.connection.sender.recovery_end or 0
+    border = peer.connection.sender.recovery.end or 0
     return [(seq - FIRST, size) for seq, size in numbers(segments) if seq < border]
 
 
@@ -333,9 +333,9 @@ def test_partial_ack_sends_the_next_missing_segment() -> None:
     for _ in range(3):
         peer.sends(ack=FIRST + MSS)
     assert repeated(peer.sends(ack=FIRST + 4 * MSS), peer)[0] == (4 * MSS, MSS)
-    assert peer.connection.sender.recovery_end is not None
+    assert peer.connection.sender.recovery.end is not None
     peer.sends()
-    assert peer.connection.sender.recovery_end is None
+    assert peer.connection.sender.recovery.end is None
 
 
 def test_duplicate_with_data_or_another_window_is_none() -> None:
@@ -343,7 +343,7 @@ def test_duplicate_with_data_or_another_window_is_none() -> None:
     for at in range(4):
         peer.sends(ack=FIRST + MSS, payload=b"x")
         peer.sends(ack=FIRST + MSS, window=5000 + at)
-    assert peer.connection.sender.recovery_end is None
+    assert peer.connection.sender.recovery.end is None
 
 
 def selective(segments: int) -> Peer:

@@ -95,7 +95,7 @@ def take_syn(connection: "Connection", segment: "Segment", now: float) -> None:
         mss -= TIMESTAMPS_LENGTH  # MUST-16: what is left for data
         receiver.stamp, receiver.stamp_at = segment.timestamp[0], now
     sender.set_mss(mss, sender.burst_limit)
-    sender.selective = segment.sack_permitted
+    sender.recovery.selective = segment.sack_permitted
     if segment.window_scale is not None:
         connection.scaled = True
         sender.scale = min(segment.window_scale, MAX_WINDOW_SHIFT)
@@ -188,7 +188,7 @@ def _take_ack(connection: "Connection", segment: "Segment", seq: int, ack: int, 
         sender.duplicate(now)
     if ack >= sender.una:
         sender.update_window(seq, ack, window, now)
-    if segment.sack_blocks and sender.selective:
+    if segment.sack_blocks and sender.recovery.selective:
         una = sender.una
         sender.select([(unwrap(a, una), unwrap(b, una)) for a, b in segment.sack_blocks], now)
 

@@ -14,11 +14,12 @@ from ..seq import MASK
 from ..wire.tcp import ACK, FIN, RST, SYN, URG, Segment
 from .arrival import arrive, take_syn
 from .receiver import Receiver, window_shift
-from .sender import NEVER, Sender
+from .sender import Sender
 from .settings import (
     KEEPALIVE_INTERVAL,
     KEEPALIVE_PROBES,
     MIN_MSS,
+    NEVER,
     SUSPECT_AFTER,
     SYN_TIMEOUT,
     TIMESTAMPS_LENGTH,
@@ -262,7 +263,7 @@ class Connection:
 
     def echo_time(self, segment: Segment, now: float) -> float | None:
         """Return when we sent the segment that this one answers, where that matters."""
-        if not self.sender.wants_echo or segment.timestamp is None or not self.stamps:
+        if not self.sender.recovery.wants_echo or segment.timestamp is None or not self.stamps:
             return None
         return now - ((self._stamp(now) - segment.timestamp[1]) & MASK) / 1000
 
@@ -291,7 +292,7 @@ class Connection:
         )  # fmt: skip
         if flags & SYN:
             self._add_options(segment)
-        elif receiver.islands and not payload and sender.selective:
+        elif receiver.islands and not payload and sender.recovery.selective:
             blocks = receiver.islands.blocks(_SACK_BLOCKS)
             segment.sack_blocks = [(start & MASK, end & MASK) for start, end in blocks]
         if sender.urgent > position and not flags & (SYN | RST):
@@ -303,7 +304,7 @@ class Connection:
         """Offer what we can, or in a SYN,ACK: agree to what the peer offered."""
         syn.mss = self.mss  # MUST-14; without options subtracted: RFC 6691
         answers = syn.flags & ACK
-        syn.sack_permitted = self.sender.selective if answers else True
+        syn.sack_permitted = self.sender.recovery.selective if answers else True
         if not answers:
             syn.ack = 0
             syn.window_scale = window_shift(self.settings.receive_limit)
@@ -328,7 +329,9 @@ class Connection:
         if self.state is State.CLOSED:
             return None
         sender = self.sender
-        at = min(sender.retransmit_at, sender.reorder_at, self.receiver.ack_at, self.time_wait_at)
+        at = min(
+            sender.retransmit_at, sender.recovery.look_at, self.receiver.ack_at, self.time_wait_at
+        )
         if self.settings.keepalive:
             at = min(at, self._keepalive_at)
         return at if at < NEVER else None
@@ -347,7 +350,7 @@ class Connection:
         if self.time_wait_at <= now:
             self.change(Event.TIMEOUT)
             return
-        if min(sender.retransmit_at, sender.reorder_at) <= now:
+        if min(sender.retransmit_at, sender.recovery.look_at) <= now:
             if self._gives_up(now):
                 self.end("timed out")
                 return

@@ -17,8 +17,7 @@ from ..wire.tcp import ACK, RST, SYN, Segment
 from .connection import Connection
 from .listener import Listener
 from .secrets import Key, Secrets
-from .sender import NEVER
-from .settings import MAX_CONNECTIONS, MAX_RESETS_PER_SECOND, MAX_TIME_WAIT, Settings
+from .settings import MAX_CONNECTIONS, MAX_RESETS_PER_SECOND, MAX_TIME_WAIT, NEVER, Settings
 from .states import State
 
 TYPE_CHECKING = False

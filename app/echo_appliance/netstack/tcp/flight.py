@@ -14,11 +14,10 @@ Without SACK there is nothing to see but duplicate ACKs, so they are counted the
 from bisect import bisect_left, bisect_right
 from operator import attrgetter
 
-from .settings import DUPLICATE_THRESHOLD, MAX_RECORDS
+from .settings import DUPLICATE_THRESHOLD, MAX_RECORDS, NEVER
 
 _start = attrgetter("start")
 _end = attrgetter("end")
-_NEVER = float("inf")
 
 
 class Sent:
@@ -148,7 +147,7 @@ class Flight:
         """
         window = self._reordering_window(round_trip, recovering)
         newest = (self._delivered_at, self._delivered_end)
-        again_at = _NEVER
+        again_at = NEVER
         for record in self.records:
             if (record.at, record.end) >= newest:
                 if not record.again:

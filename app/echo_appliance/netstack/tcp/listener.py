@@ -10,7 +10,7 @@ from ..seq import MASK
 from ..wire.tcp import ACK, RST, SYN, Segment
 from .receiver import window_shift
 from .secrets import COOKIE_PERIOD, offered_in, stamp_with
-from .settings import DEFAULT_MSS_V4, DEFAULT_MSS_V6, MAX_HALF_OPEN
+from .settings import DEFAULT_MSS_V4, DEFAULT_MSS_V6, MAX_HALF_OPEN, NEVER
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Listener:
         self.settings = settings
         self.half_open: dict[Key, Connection] = {}
         self._secrets = secrets
-        self._last_cookie = float("-inf")  # when one was sent: only then is a stray ACK looked at
+        self._last_cookie = -NEVER  # when one was sent: only then is a stray ACK looked at
 
     def is_full(self) -> bool:
         """Whether SYNs are to be answered with cookies."""

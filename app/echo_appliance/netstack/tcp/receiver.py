@@ -9,14 +9,12 @@ silly window syndrome, RFC 813; section 3.8.6.2.2).
 from ..seq import is_before
 from .octets import Stream
 from .reassembly import Reassembly
-from .settings import MAX_UNSCALED_WINDOW, MAX_WINDOW_SHIFT, PAWS_IDLE
+from .settings import MAX_UNSCALED_WINDOW, MAX_WINDOW_SHIFT, NEVER, PAWS_IDLE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .octets import Octets
     from .settings import Settings
-
-NEVER = float("inf")
 
 
 def window_shift(limit: int) -> int:

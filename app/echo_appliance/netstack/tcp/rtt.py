@@ -6,9 +6,7 @@ much they vary: a mean alone, as RFC 793 had it, collapses when the load rises
 (V. Jacobson, Congestion Avoidance and Control, 1988).
 """
 
-from .settings import CLOCK_GRANULARITY, INITIAL_RTO, MAX_RTO, MIN_RTO, RTO_AFTER_LOST_SYN
-
-_NEVER = float("inf")
+from .settings import CLOCK_GRANULARITY, INITIAL_RTO, MAX_RTO, MIN_RTO, NEVER, RTO_AFTER_LOST_SYN
 
 
 class RoundTrip:
@@ -18,7 +16,7 @@ class RoundTrip:
 
     def __init__(self) -> None:
         self.smoothed: float | None = None
-        self.minimum = _NEVER
+        self.minimum = NEVER
         self.rto = INITIAL_RTO
         self.backoffs = 0  # time-outs in a row
         self._variation = 0.0

@@ -12,11 +12,9 @@ round trips so that a lost tail is found by SACK and not by the time-out.
 """
 
 from ..wire.tcp import ACK, FIN, PSH, SYN
-from .congestion import ALGORITHMS
-from .flight import Flight
 from .octets import Stream
-from .rtt import RoundTrip
-from .settings import CLOCK_GRANULARITY
+from .recovery import Recovery
+from .settings import NEVER
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,7 +26,6 @@ if TYPE_CHECKING:
 
     Emit = Callable[[int, int, Octets], None]  # position, control bits, payload
 
-NEVER = float("inf")
 TAIL_MARGIN = 0.002  # seconds: RFC 8985 section 7.2 leaves room for a timer's coarseness
 
 
@@ -36,11 +33,10 @@ class Sender:
     """Our half of a connection.  The names `una`, `nxt` and `window` are the RFC's SND.UNA etc."""
 
     __slots__ = (
-        "_ambiguous_since", "_limit", "_must_repeat", "_nagle", "_probe", "_small_end",
-        "_tail_next", "_timed_at", "_timed_end", "_tried_at", "_updated_by", "burst", "burst_limit",
-        "congestion", "duplicates", "fin", "flight", "iss", "max_window", "mss", "nxt", "queue",
-        "recovery_end", "reorder_at", "repeated_at", "retransmit_at", "round_trip", "scale",
-        "selective", "stalled_at", "syn_flags", "timed_out", "una", "urgent", "window",
+        "_limit", "_nagle", "_probe", "_small_end", "_tail_next", "_tried_at", "_updated_by",
+        "burst", "burst_limit", "congestion", "fin", "flight", "iss", "max_window", "mss", "nxt",
+        "queue", "recovery", "retransmit_at", "round_trip", "scale", "stalled_at", "syn_flags",
+        "una", "urgent", "window",
     )  # fmt: skip
 
     def __init__(self, iss: int, mss: int, settings: "Settings") -> None:
@@ -57,26 +53,17 @@ class Sender:
         self.queue = Stream(iss + 1)
         self.fin: int | None = None  # where our FIN is, once the application has closed
         self.urgent = iss  # urgent data ends here
-        self.flight = Flight()
-        self.congestion = ALGORITHMS[settings.congestion](mss)
-        self.round_trip = RoundTrip()
-        self.selective = False  # the peer sends SACK blocks
-        self.duplicates = 0  # duplicate ACKs in a row
-        self.recovery_end: int | None = None  # recovery lasts until this is acknowledged
-        self.timed_out = False  # and it began by a time-out
+        self.recovery = Recovery(mss, settings.congestion)
+        self.flight = self.recovery.flight
+        self.congestion = self.recovery.congestion
+        self.round_trip = self.recovery.round_trip
         self.retransmit_at = NEVER
-        self.reorder_at = NEVER  # when to look for losses again
         self.stalled_at = 0.0  # since when nothing of what is in flight was acknowledged
         self._limit = settings.send_limit
         self._nagle = settings.nagle
         self._updated_by: tuple[float, int] = (-NEVER, 0)  # WL1, WL2: seq, ack that set the window
-        self._timed_end: int | None = None  # one segment per round trip is timed (RFC 6298)
-        self._timed_at = 0.0
-        self._ambiguous_since: float | None = None  # something was sent twice, and not timed since
         self._tried_at = 0.0  # when anything was last sent
         self._small_end = iss  # the end of the last segment that was not full
-        self._must_repeat = False  # a recovery began: the first lost segment goes out at once
-        self.repeated_at: float | None = None  # when it did, until an ACK tells if it had to
         self._tail_next = False  # the timer was set for a tail probe
         self._probe = ""  # what the timer found to be due: "", "window" or "tail"
 
@@ -127,9 +114,8 @@ class Sender:
     def open(self, emit: "Emit", now: float) -> None:
         """Send our SYN."""
         self.nxt = self.iss + 1
-        self.stalled_at = self._timed_at = now
-        self._timed_end = self.nxt
-        self.flight.add(self.iss, self.nxt, now)
+        self.stalled_at = now
+        self.recovery.sent(self.iss, self.nxt, now)
         emit(self.iss, self.syn_flags, b"")
         self.retransmit_at = now + self.round_trip.rto
 
@@ -207,29 +193,17 @@ class Sender:
             self._sent(self.nxt, self.nxt + 1, now)
 
     def _sent(self, start: int, end: int, now: float) -> None:
-        self.flight.add(start, end, now)
+        self.recovery.sent(start, end, now)
         self.nxt = end
         self._tried_at = now
-        if self._timed_end is None:
-            self._timed_end = end
-            self._timed_at = now
 
     def _send_again(self, now: float, emit: "Emit") -> None:
         """Send lost segments again, as far as the congestion window lets us."""
         flight = self.flight
-        while flight.lost:
-            room = self.congestion.window - flight.pipe
-            if room < self.mss:
-                if not self._must_repeat:  # RFC 6675 section 5 (4.3)
-                    break
-                room = self.mss
-            most = min(self.burst, room - room % self.mss)
-            record = flight.next_lost(most)
+        while flight.lost and (room := self.recovery.room(self.mss)):
+            record = flight.next_lost(min(self.burst, room - room % self.mss))
             if record is None:
                 break
-            if self._must_repeat:
-                self._must_repeat = False
-                self.repeated_at = now
             self._repeat(record, now, emit)
 
     def _repeat(self, record: "Sent", now: float, emit: "Emit") -> None:
@@ -242,8 +216,7 @@ class Sender:
         else:
             emit(start, flags, self.queue.between(start, last) if start < last else b"")
         self.flight.repeat(record, now)
-        self._timed_end = None  # Karn
-        self._ambiguous_since = now
+        self.recovery.repeated(now)
         self._tried_at = now
         self._arm(now)
 
@@ -288,107 +261,25 @@ class Sender:
         if window > self.max_window:
             self.max_window = window
 
-    @property
-    def wants_echo(self) -> bool:
-        """Whether timestamps can tell what the segments themselves cannot: which was answered."""
-        return self.repeated_at is not None or self._ambiguous_since is not None
-
     def acknowledge(self, ack: int, now: float, echo_at: float | None) -> None:
-        """The peer has everything before `ack`, which is beyond `una`.
-
-        `echo_at` is when the segment that this acknowledges was sent, if timestamps tell.
-        """
-        flight = self.flight
-        acked = ack - self.una
-        in_full_use = flight.octets * 2 >= self.congestion.window
+        """The peer has everything before `ack`, which is beyond `una`."""
+        octets = ack - self.una
         self.una = ack
-        self.duplicates = 0
         self.stalled_at = now
         self.queue.discard_before(min(ack, self.queue.end))
-        flight.acknowledge(ack, now)
-        if self._timed_end is not None and ack >= self._timed_end:
-            self._sample(now - self._timed_at)
-        elif self._answers_repeat(echo_at):
-            self._sample(now - (echo_at or now))
-        if self.round_trip.backoffs:
-            self.round_trip.progressed()
-        if self.recovery_end is not None:
-            self._progress(ack, now, echo_at)
-        if in_full_use and (self.recovery_end is None or self.timed_out):
-            self.congestion.acknowledged(acked, now, self.round_trip.smoothed or 0.0)
-        self.reorder_at = NEVER
-        if flight.sacked:
-            self._look_for_losses(now)
+        self.recovery.acknowledged(ack, octets, now, echo_at)
+        if self.flight.sacked:
+            self.recovery.look(self.nxt, now)
         self._arm(now)
 
-    def _answers_repeat(self, echo_at: float | None) -> bool:
-        """Whether a timestamp tells that what was sent again is what was answered (RFC 7323 4.1).
-
-        Without that, an RTO that was backed off would stay for as long as losses go on.
-        """
-        since = self._ambiguous_since
-        if since is None or echo_at is None:
-            return False
-        return echo_at >= since - CLOCK_GRANULARITY
-
-    def _sample(self, seconds: float) -> None:
-        self._timed_end = None
-        self._ambiguous_since = None
-        self.round_trip.sample(seconds)
-        self.flight.shortest = self.round_trip.minimum
-
-    def _progress(self, ack: int, now: float, echo_at: float | None) -> None:
-        """Go on with a recovery, or end it."""
-        flight = self.flight
-        flight.assumed = 0
-        if self.repeated_at is not None and echo_at is not None and echo_at < self.repeated_at:
-            # It answers what was sent first, so that was not lost (Eifel: RFC 3522, RFC 4015).
-            flight.forgive()
-            self.congestion.undo()
-            self._end_recovery()
-        elif self.recovery_end is not None and ack >= self.recovery_end:
-            self._end_recovery()
-        else:
-            self.repeated_at = None
-            if not self.selective:
-                flight.lose_first()  # a partial ACK: the next one is missing too (RFC 6582)
-
-    def _end_recovery(self) -> None:
-        self.recovery_end = None
-        self.repeated_at = None
-        self._must_repeat = False
-        self.timed_out = False
-
     def select(self, blocks: list[tuple[int, int]], now: float) -> None:
-        """The peer has these too."""
-        if blocks:
-            self.flight.select(blocks, now)
-            self._look_for_losses(now)
+        """The peer has these too (RFC 2018)."""
+        self.flight.select(blocks, now)
+        self.recovery.look(self.nxt, now)
 
     def duplicate(self, now: float) -> None:
-        """An ACK came for `una` once more, with nothing new: something overtook (RFC 5681)."""
-        flight = self.flight
-        if not flight.records:
-            return  # it answers nothing of ours (RFC 5681 section 2)
-        self.duplicates += 1
-        if self.selective:
-            return
-        flight.assumed = min(self.duplicates * self.mss, max(0, flight.octets - self.mss))
-        if self.duplicates == 3 and self.recovery_end is None:
-            flight.lose_first()
-            self._begin_recovery(now)
-
-    def _look_for_losses(self, now: float) -> None:
-        recovering = self.recovery_end is not None
-        self.reorder_at = self.flight.find_lost(now, self.round_trip.smoothed or 0.0, recovering)
-        if self.flight.lost and not recovering:
-            self._begin_recovery(now)
-
-    def _begin_recovery(self, now: float) -> None:
-        flight = self.flight
-        self.recovery_end = self.nxt
-        self._must_repeat = True
-        self.congestion.lost(flight.octets, now)
+        """An ACK came for `una` once more, with nothing new in it."""
+        self.recovery.duplicate(self.nxt, self.mss, now)
 
     # -- time ------------------------------------------------------------------
 
@@ -400,7 +291,7 @@ class Sender:
             return
         wait = self.round_trip.rto
         self._tail_next = False
-        if self.selective and self.recovery_end is None and len(flight.records) > 1:
+        if self.recovery.selective and self.recovery.end is None and len(flight.records) > 1:
             soon = 2 * (self.round_trip.smoothed or wait) + TAIL_MARGIN
             if soon < wait:
                 self._tail_next = True
@@ -409,8 +300,8 @@ class Sender:
 
     def on_timer(self, now: float) -> None:
         """Decide what is due; the next send() does it."""
-        if self.reorder_at <= now:
-            self._look_for_losses(now)
+        if self.recovery.look_at <= now:
+            self.recovery.look(self.nxt, now)
         if self.retransmit_at > now:
             return
         self.retransmit_at = NEVER
@@ -420,25 +311,9 @@ class Sender:
         elif self._tail_next:
             self._probe = "tail"
         else:
-            self._time_out(now)
+            self.recovery.time_out(self.nxt, self.mss, now)
 
     @property
     def window_is_open(self) -> bool:
         """Whether the peer lets us send anything, or has not yet said (it knows only our SYN)."""
         return self.window > 0 or self.una == self.iss
-
-    def _time_out(self, now: float) -> None:
-        """Nothing came back in time: all is lost (RFC 6298 section 5, RFC 5681 section 3.1)."""
-        flight = self.flight
-        self.round_trip.back_off()
-        if not self.timed_out:  # a repeated time-out is the same loss
-            self.congestion.timed_out(flight.octets, now)
-        else:
-            self.congestion.window = self.mss
-        flight.lose_all()
-        self.recovery_end = self.nxt
-        self.timed_out = True
-        self._must_repeat = True
-        self.duplicates = 0
-        self._timed_end = None
-        self.reorder_at = NEVER

@@ -3,6 +3,8 @@
 Times are seconds, sizes octets.
 """
 
+NEVER = float("inf")  # the time of what is not to happen
+
 MSL = 30.0  # RFC 9293 section 3.4.2 has 120; 30 is what the Internet uses since it runs at gigabits
 TIME_WAIT = 2 * MSL  # MUST-13
 
