@@ -165,6 +165,15 @@ def test_syn_was_lost_and_the_first_time_out_is_three_seconds() -> None:
     assert peer.connection.deadline() == peer.now + 3
 
 
+def test_syn_was_lost_and_slow_start_begins_with_one_segment() -> None:
+    peer = connecting()
+    peer.wait(1)
+    peer.connection.receive(peer.syn(SYN_ACK, mss=1000), peer.now)
+    peer.connection.write(bytes(50_000))
+    assert [len(segment.payload) for segment in peer.leaves()] == [1000]
+    assert [len(peer.sends()) for _ in range(3)] == [2, 4, 8]
+
+
 def test_syn_ack_lost_is_sent_again() -> None:
     peer = listening()
     (again,) = peer.wait(1)

@@ -35,6 +35,16 @@ def test_ack_for_every_second_full_segment_at_once() -> None:
     assert peer.connection.deadline() is None
 
 
+def test_ack_for_every_second_segment_of_a_peer_with_a_smaller_mtu() -> None:
+    peer = established()
+    assert [len(peer.sends(payload=b"x" * 700)) for _ in range(4)] == [0, 1, 0, 1]
+
+
+def test_ack_for_small_segments_waits() -> None:
+    peer = established()
+    assert [len(peer.sends(payload=b"x" * 64)) for _ in range(4)] == [0, 0, 0, 0]
+
+
 def test_ack_for_a_batch_of_segments_is_one() -> None:
     peer = established()
     for at in range(10):

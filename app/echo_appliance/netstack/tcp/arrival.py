@@ -75,7 +75,7 @@ def _arrive_in_syn_sent(connection: "Connection", segment: "Segment", now: float
     take_syn(connection, segment, now)
     if acknowledges:
         connection.change(Event.SYN_AND_ACK)
-        sender.round_trip.handshake_done()
+        sender.recovery.opened()
         sender.acknowledge(sender.nxt, now, None)
         connection.receiver.ack_now = True
     else:
@@ -169,7 +169,7 @@ def _check_ack(connection: "Connection", segment: "Segment", seq: int, now: floa
             connection.reset(segment.ack)
             return False
         connection.change(Event.SYN_ACKED)
-        sender.round_trip.handshake_done()
+        sender.recovery.opened()
     if not sender.una - sender.max_window <= ack <= sender.nxt:
         _challenge(connection, now)  # blindly guessed (RFC 5961 section 5)
         return False

@@ -53,6 +53,10 @@ class NewReno:
         window, self.ssthresh = self._before
         self.window = max(self.window, window)
 
+    def opened(self) -> None:
+        """The handshake is done: if a SYN was lost, it told nothing of the path's capacity."""
+        self.ssthresh = _HUGE
+
     def rested(self) -> None:
         """Nothing was sent for a while: what we knew of the path is old (RFC 5681 section 4.1)."""
         self.window = min(self.window, INITIAL_WINDOW * self.mss)

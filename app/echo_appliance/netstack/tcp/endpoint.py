@@ -308,7 +308,8 @@ class Endpoint:
             self._schedule(connection, at)
 
     def _forget(self, connection: Connection) -> None:
-        self._waiting.pop(connection, None)
+        for queue in (self._waiting, self._changed, self._touched):
+            queue.pop(connection, None)
         connection.scheduled = NEVER  # its entries in the heap are stale
         if connection in self._opening:
             self._opening.pop(connection).half_open.pop(_key(connection), None)

@@ -161,11 +161,17 @@ class Flight:
         return again_at
 
     def _reordering_window(self, round_trip: float, recovering: bool) -> float:
-        if not self.reordered:
-            arrived = sum(record.sacked for record in self.records)
-            if recovering or arrived >= DUPLICATE_THRESHOLD:
-                return 0.0
+        if not self.reordered and (recovering or self._has_gap_of(DUPLICATE_THRESHOLD)):
+            return 0.0
         return (round_trip or self._delivered_in) * min(self.patience, 4) / 4
+
+    def _has_gap_of(self, segments: int) -> bool:
+        """Whether so many segments have arrived past one that has not."""
+        for record in self.records:
+            segments -= record.sacked
+            if not segments:
+                return True
+        return False
 
     def _lose(self, record: Sent) -> None:
         record.lost = True

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from .octets import Octets
     from .settings import Settings
 
+MIN_FULL_SIZE = 536  # a smaller segment is no full-sized one, whatever its sender's MTU
+
 
 def window_shift(limit: int) -> int:
     """Return the scale with which `limit` octets fit the window field (RFC 7323 section 2)."""
@@ -29,7 +31,7 @@ class Receiver:
     """The peer's half of a connection.  `nxt` and `edge` are RCV.NXT and RCV.NXT+RCV.WND."""
 
     __slots__ = (
-        "_delay", "_limit", "ack_at", "ack_now", "acknowledged", "edge", "fin", "islands",
+        "_delay", "_full", "_limit", "ack_at", "ack_now", "acknowledged", "edge", "fin", "islands",
         "mss", "nxt", "queue", "scale", "stamp", "stamp_at", "urgent",
     )  # fmt: skip
 
@@ -42,6 +44,7 @@ class Receiver:
         self.islands = Reassembly()
         self.scale = 0  # of windows that we advertise
         self.mss = mss  # what the peer may send us per segment
+        self._full = MIN_FULL_SIZE  # octets in a full-sized segment of the peer, as far as was seen
         self.ack_now = False
         self.ack_at = NEVER  # when the delayed acknowledgment is due
         self.stamp = 0  # TS.Recent: the peer's timestamp that we echo
@@ -80,8 +83,10 @@ class Receiver:
         """Take octets that begin at `nxt` and are within the window.  The payload is copied."""
         self.queue.append(bytes(payload))
         self.nxt += len(payload)
-        if self.nxt - self.acknowledged >= 2 * self.mss:
-            self.ack_now = True  # MUST-58 with SHLD-19: one ACK for at least every second segment
+        if len(payload) > self._full:
+            self._full = min(len(payload), self.mss)
+        if self.nxt - self.acknowledged >= 2 * self._full:
+            self.ack_now = True  # SHLD-19: at least every second full-sized segment
         elif self.ack_at == NEVER:
             self.ack_at = now + self._delay
 

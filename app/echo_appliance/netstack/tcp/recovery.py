@@ -40,6 +40,11 @@ class Recovery:
         self._timed_at = 0.0
         self._ambiguous_since: float | None = None  # something was repeated, and none timed since
 
+    def opened(self) -> None:
+        """The handshake is done."""
+        self.round_trip.handshake_done()
+        self.congestion.opened()
+
     # -- what the sender did ---------------------------------------------------
 
     def sent(self, start: int, end: int, now: float) -> None:
