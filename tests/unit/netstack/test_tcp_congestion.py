@@ -33,7 +33,7 @@ def test_slow_start_doubles_per_round_trip(kind: type[NewReno]) -> None:
 
 
 def test_newreno_avoidance_adds_one_segment_per_round_trip() -> None:
-    assert round_trips(avoiding(NewReno, 50), 0.99) == 50 + 9
+    assert round_trips(avoiding(NewReno, 50), 0.99) == 50 + 10
 
 
 @pytest.mark.parametrize("kind", [NewReno, Cubic])
@@ -76,7 +76,7 @@ def test_cubic_comes_back_faster_than_newreno_on_a_long_fast_path() -> None:
 
 def test_cubic_on_a_short_path_is_no_slower_than_newreno() -> None:
     cubic, reno = (round_trips(avoiding(kind, 10), 1.0, 0.001) for kind in (Cubic, NewReno))
-    assert cubic > 0.5 * reno
+    assert cubic == pytest.approx(reno, rel=0.05)
 
 
 def test_time_out_of_a_first_sample_is_three_times_it() -> None:

@@ -17,7 +17,7 @@ _HUGE = 1 << 40
 class NewReno:
     """The congestion window, octets."""
 
-    __slots__ = ("_before", "mss", "ssthresh", "window")
+    __slots__ = ("_before", "_counted", "mss", "ssthresh", "window")
 
     beta = 0.5
 
@@ -26,6 +26,7 @@ class NewReno:
         self.window = INITIAL_WINDOW * mss  # RFC 6928
         self.ssthresh = _HUGE  # RFC 5681 section 3.1: arbitrarily high
         self._before = (self.window, self.ssthresh)
+        self._counted = 0  # octets acknowledged since the window last grew
 
     def acknowledged(self, octets: int, now: float, round_trip: float) -> None:
         """New octets were acknowledged while the window was in full use and nothing was missing."""
@@ -35,13 +36,19 @@ class NewReno:
             self._avoid(octets, now, round_trip)
 
     def _avoid(self, octets: int, now: float, round_trip: float) -> None:
-        self.window += max(1, self.mss * octets // self.window)
+        # One segment per window of octets, counted (RFC 5681 section 3.1): a share per ACK would be
+        # rounded down, by half where windows are large.
+        self._counted += octets
+        if self._counted >= self.window:
+            self._counted -= self.window
+            self.window += self.mss
 
     def lost(self, flight: int, now: float) -> None:
         """Something was lost: halve (once per window of data, as the caller sees to)."""
         self._before = (self.window, self.ssthresh)
         self.ssthresh = max(int(flight * self.beta), 2 * self.mss)
         self.window = self.ssthresh
+        self._counted = 0
 
     def timed_out(self, flight: int, now: float) -> None:
         """Nothing comes back at all: start again from one segment (RFC 5681 section 3.1)."""

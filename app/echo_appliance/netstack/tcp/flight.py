@@ -106,6 +106,7 @@ class Flight:
 
     def select(self, blocks: list[tuple[int, int]], now: float) -> None:
         """Mark what SACK blocks say has arrived.  Blocks outside of the flight are ignored."""
+        highest = self._highest
         for start, end in blocks:
             records = self.records
             if not records or not records[0].start <= start < end <= records[-1].end:
@@ -117,7 +118,8 @@ class Flight:
             for record in records[low:high]:
                 if not record.sacked:
                     self._select(record, now)
-        self._highest = max([self._highest, *(end for _, end in blocks)])
+            highest = max(highest, end)
+        self._highest = highest  # only now: what one ACK tells of has no order
 
     def _select(self, record: Sent, now: float) -> None:
         self._arrived(record, now)
