@@ -79,7 +79,8 @@ def test_simultaneous_close_both_fins_cross() -> None:
     peer.sends(FIN_ACK, ack=OURS + 1)
     assert peer.state is State.CLOSING
     peer.sends()
-    assert peer.states == ["FIN-WAIT-1", "CLOSING", "TIME-WAIT"]
+    peer.wait(TIME_WAIT)
+    assert peer.states == ["FIN-WAIT-1", "CLOSING", "TIME-WAIT", "CLOSED"]
 
 
 def test_fin_out_of_order_waits_for_what_is_before_it() -> None:

@@ -293,6 +293,37 @@ def test_time_out_was_spurious_and_nothing_more_is_repeated() -> None:
     assert peer.connection.sender.congestion.window >= window
 
 
+def test_time_out_was_right_and_the_window_stays_small() -> None:
+    peer = in_flight(10, timestamp=(1, 0), sack_permitted=True)
+    peer.wait(0.4)
+    echo = (2, int(peer.now * 1000))  # of what was sent again
+    peer.sends(ack=FIRST + 2 * MSS, stamp=echo)
+    assert peer.connection.sender.recovery.end is not None
+    assert peer.connection.sender.congestion.window < 4 * MSS
+
+
+def test_time_out_backed_off_is_taken_back_by_an_echo_of_what_was_repeated() -> None:
+    peer = wrote(MSS, None, timestamp=(1, 0))
+    peer.leaves()
+    peer.wait(5)
+    assert peer.connection.sender.round_trip.rto > 3
+    again = peer.wait(5)[-1]
+    assert again.timestamp is not None
+    peer.now = again.timestamp[0] / 1000 + 0.1
+    peer.sends(stamp=(2, again.timestamp[0]))
+    assert peer.connection.sender.round_trip.rto < 0.4
+    assert not peer.connection.sender.recovery.wants_echo
+
+
+def test_time_out_after_long_silence_is_the_first() -> None:
+    peer = established()
+    peer.wait(5000)
+    peer.connection.write(b"x")
+    peer.leaves()
+    peer.wait(1)
+    assert peer.state is State.ESTABLISHED
+
+
 def test_idle_the_congestion_window_is_taken_back() -> None:
     peer = wrote(100_000)
     while peer.connection.unacknowledged:
@@ -326,6 +357,16 @@ def test_duplicate_acks_two_let_new_segments_out() -> None:
     peer.connection.write(bytes(5 * MSS))
     assert peer.leaves() == []
     assert numbers(peer.sends(ack=FIRST + MSS)) == [(FIRST + 11 * MSS, MSS)], "RFC 3042"
+
+
+def test_duplicate_acks_before_a_new_one_do_not_count() -> None:
+    peer = in_flight(10)
+    for _ in range(2):
+        peer.sends(ack=FIRST + MSS)
+    peer.sends(ack=FIRST + 2 * MSS)
+    assert peer.connection.sender.flight.pipe == 9 * MSS
+    assert repeated(peer.sends(ack=FIRST + 2 * MSS), peer) == []
+    assert peer.connection.sender.recovery.end is None
 
 
 def test_partial_ack_sends_the_next_missing_segment() -> None:

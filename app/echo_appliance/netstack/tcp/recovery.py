@@ -83,7 +83,7 @@ class Recovery:
         """
         flight = self.flight
         in_full_use = flight.octets * 2 >= self.congestion.window
-        self._duplicates = 0
+        self._duplicates = flight.assumed = 0
         flight.acknowledge(una, now)
         if self._timed_end is not None and una >= self._timed_end:
             self._sample(now - self._timed_at)
@@ -116,7 +116,6 @@ class Recovery:
     def _progress(self, una: int, echo_at: float | None) -> None:
         """Go on with a recovery, or end it."""
         flight, repeated_at = self.flight, self._repeated_at
-        flight.assumed = 0
         if repeated_at is not None and echo_at is not None and echo_at < repeated_at:
             flight.forgive()
             self.congestion.undo()
