@@ -117,3 +117,58 @@ def test_seccomp_profile_allows_no_ioctl_that_changes_the_tap(
         f"localhost/echo-appliance:latest -c {shlex.quote(IOCTLS)} 3<>/dev/net/tun"
     )
     assert user.check_output(run).split() == ["done", "ENOSYS", "ENOSYS", "ENOSYS", "ENOSYS"]
+
+
+# -- a macvtap that wakes the service ------------------------------------------
+
+INDEX = 77
+
+
+@pytest.fixture
+def macvtap(root: testinfra.host.Host) -> Iterator[testinfra.host.Host]:
+    """netstack@77.socket listens for frames; the kernel is at the other end of the wire."""
+    root.check_output("ip link add near type veth peer name far")
+    root.check_output("ip address add 192.0.2.1/24 dev near && ip link set near up")
+    root.check_output("ip link set far up")
+    root.check_output(f"cp {UNITS}/system/netstack* /etc/systemd/system/")
+    folder = f"/etc/systemd/system/netstack-macvtap@{INDEX}.service.d"
+    root.check_output(
+        f"mkdir -p {folder} && printf '[Service]\nEnvironment=PARENT=far\n' >{folder}/test.conf"
+    )
+    root.check_output(f"systemctl daemon-reload && systemctl start netstack-macvtap@{INDEX}")
+    _make_node(root)
+    # As quiet as no real link is: else the kernel's own broadcasts would be the first frame.
+    wait_until(lambda: _start_unwoken(root), "a quiet link", 20)
+    yield root
+    root.run(f"systemctl stop netstack@{INDEX}.socket netstack@{INDEX}.service")
+    root.check_output(f"systemctl stop netstack-macvtap@{INDEX}")
+    root.check_output("ip link delete near")
+    root.check_output(f"rm -rf /etc/systemd/system/netstack* /dev/tap{INDEX}")
+    root.check_output("systemctl daemon-reload")
+
+
+def _make_node(root: testinfra.host.Host) -> None:
+    """What udev does on other machines."""
+    majors = root.check_output("cat /proc/devices").splitlines()
+    [major] = {line.split()[0] for line in majors if line.endswith(" macvtap")}
+    root.check_output(f"test -e /dev/tap{INDEX} || mknod /dev/tap{INDEX} c {major} 1")
+
+
+def _start_unwoken(root: testinfra.host.Host) -> bool:
+    root.check_output(f"systemctl start netstack@{INDEX}.socket")
+    if root.run(f"systemctl is-active netstack@{INDEX}.service").stdout.strip() == "inactive":
+        return True
+    root.run(f"systemctl stop netstack@{INDEX}.socket netstack@{INDEX}.service")
+    return False
+
+
+def test_macvtap_first_frame_starts_the_stack(macvtap: testinfra.host.Host) -> None:
+    assert echoed(OURS, b"who is there?") == b"who is there?"
+    unit = macvtap.check_output(
+        f"systemctl show -p ActiveState -p MainPID --value netstack@{INDEX}.service"
+    )
+    state, pid = sorted(unit.split(), reverse=True)
+    assert state == "active"
+    status = macvtap.file(f"/proc/{pid}/status").content_string
+    assert "CapEff:\t0000000000000000" in status
+    assert "Uid:\t0\t" not in status

@@ -130,6 +130,8 @@ class Interface:
 
     def _check_destination(self, destination: bytes, to_group: bool) -> None:
         if destination in self._addresses:
+            if self.link.tentative:  # perhaps it is not ours; a SYN will come again
+                raise ParseError("tentative-address")
             if to_group:  # RFC 1122 section 3.3.6: one forged frame would make all answer
                 raise ParseError("one-address-in-group-frame")
         elif destination in self._broadcasts or destination[0] >= 224:

@@ -48,6 +48,7 @@ class Link:
         self.hardware = hardware
         self.addresses = addresses
         self.neighbours = Neighbours()
+        self.tentative = False  # whether our addresses are still being asked for: RFC 4862, 5.4
         self.on_conflict: Callable[[bytes, bytes, float], None] = self._defend
         self._asks = Budget(ASKS_PER_SECOND, ASKS_AT_ONCE)
         self._defended_at = -DEFENCE_SECONDS
@@ -203,7 +204,7 @@ class Link:
         if not is_probe:
             self._learn(sender, hardware, now, solicited=message.operation == arp.REPLY,
                         create=for_us and message.operation == arp.REQUEST)  # fmt: skip
-        if for_us and message.operation == arp.REQUEST:
+        if for_us and message.operation == arp.REQUEST and not self.tentative:
             self._send_arp(arp.REPLY, message.target_protocol, hardware, sender, hardware)
 
     def receive_neighbour(
@@ -225,6 +226,8 @@ class Link:
             raise ParseError("spoofed-source")
         if neighbour.target not in self.addresses:
             raise ParseError("nd-for-others")
+        if self.tentative:
+            raise ParseError("tentative-address")
         if packet.source == ipv6.UNSPECIFIED:  # somebody is about to take our address
             self._advertise(
                 neighbour.target, ipv6.ALL_NODES, ethernet.group_of_ipv6(ipv6.ALL_NODES)

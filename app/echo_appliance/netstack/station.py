@@ -158,12 +158,14 @@ class Station:
 
         def claimed() -> None:
             link.on_conflict = defend
+            link.tentative = False
             link.announce()
             ready()
 
         if not self._options.claim:
-            self.loop.call_later(0.0, claimed)
+            claimed()
             return
+        link.tentative = True
         link.on_conflict = on_conflict
         timer = self.loop.call_later(self._options.claim, claimed)
         for number in range(_PROBES):

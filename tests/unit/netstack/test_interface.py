@@ -173,6 +173,14 @@ def test_address_of_ours_that_others_use_is_a_conflict(family: int) -> None:
     assert host.drops == {"address-conflict": 1}
 
 
+def test_address_that_is_still_asked_for_is_not_answered_for(host: Host) -> None:
+    host.interface.link.tentative = True
+    host.receive(ethernet.ARP, arp_request(), to=ethernet.BROADCAST)
+    host.receive(ethernet.IPV6, solicitation())
+    host.receive(ethernet.IPV4, packet4(ipv4.ICMP, ping()))
+    assert (host.sent(), host.drops) == ([], {"tentative-address": 2})
+
+
 # -- ICMP --------------------------------------------------------------------
 
 
