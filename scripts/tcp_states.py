@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draw the states of TCP: `tcp-states` writes app/echo_appliance/netstack/tcp/states.svg.
+"""Draw the states of TCP: `tcp_states.py` writes app/echo_appliance/netstack/tcp/states.svg.
 
 Every arrow is an entry of the table in states.py; only where a state stands is
 said here.  A test compares the file with what this draws.
