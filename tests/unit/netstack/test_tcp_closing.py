@@ -2,11 +2,11 @@
 
 import pytest
 
-from echo_appliance.netstack.tcp.settings import TIME_WAIT
+from echo_appliance.netstack.tcp.settings import TIME_WAIT, Settings
 from echo_appliance.netstack.tcp.states import TRANSITIONS, Event, State, change
-from echo_appliance.netstack.wire.tcp import ACK, FIN, PSH, RST
+from echo_appliance.netstack.wire.tcp import ACK, FIN, PSH, RST, SYN
 
-from .peer import OURS, THEIRS, Peer, established, listening, numbers
+from .peer import OURS, THEIRS, Peer, connecting, established, listening, numbers
 
 FIN_ACK = FIN | ACK
 
@@ -116,6 +116,21 @@ def test_fin_lost_is_sent_again() -> None:
     peer = closing_first()
     (again,) = peer.wait(0.3)
     assert (again.flags & FIN, again.seq) == (FIN, OURS + 1)
+
+
+def test_fin_comes_into_a_full_window() -> None:
+    peer = established(Settings(receive_limit=4))
+    (ack,) = peer.sends(FIN_ACK, payload=b"full")
+    assert (ack.ack, ack.window) == (THEIRS + 1 + 5, 0)
+    assert peer.states == ["CLOSE-WAIT"]
+
+
+def test_reset_of_a_connection_that_we_opened_is_no_refusal() -> None:
+    peer = connecting()
+    peer.connection.receive(peer.syn(SYN | ACK), peer.now)
+    peer.leaves()
+    peer.sends(RST)
+    assert peer.connection.error == "reset"
 
 
 def test_fin_needs_no_window() -> None:

@@ -201,6 +201,24 @@ def test_syn_cookie_keeps_options_and_carries_an_echo() -> None:
     assert connection.sender.recovery.selective
 
 
+def test_syn_cookie_data_with_its_ack_and_all_options_are_taken() -> None:
+    endpoint = host()
+    flooded(endpoint)
+    syn = segment(SYN)
+    syn.timestamp, syn.window_scale = (7, 0), 9
+    endpoint.receive(THERE, HERE, syn, 0.0)
+    (answer,) = replies(endpoint)
+    assert answer.timestamp is not None
+    ack = segment(ACK, seq=5001, ack=answer.seq + 1)
+    ack.timestamp, ack.payload = (8, answer.timestamp[0]), memoryview(b"at once")
+    endpoint.receive(THERE, HERE, ack, 0.0)
+    connection = endpoint.connections[THERE, 4000, HERE, 80]
+    assert connection.sender.scale == 9
+    assert not connection.sender.recovery.selective
+    (data,) = replies(endpoint)
+    assert bytes(data.payload) == b"at once"
+
+
 def test_cookie_is_good_for_two_periods() -> None:
     secrets = Secrets(bytes(32))
     key = (THERE, 4000, HERE, 80)
@@ -334,8 +352,12 @@ def test_icmp_is_believed_only_for_what_is_in_flight() -> None:
     assert connection.state is State.SYN_SENT
     endpoint.unreachable(key, syn.seq, "host unreachable", hard=False)
     assert (connection.state, connection.soft_error) == (State.SYN_SENT, "host unreachable")
+    told: list[State] = []
+    connection.application = lambda one: told.append(one.state)
     endpoint.unreachable(key, syn.seq, "port unreachable", hard=True)
     assert connection.error == "port unreachable"
+    endpoint.to_send(0.0)
+    assert told == [State.CLOSED]
 
 
 def test_path_mtu_of_a_peer_reaches_its_connections_only() -> None:

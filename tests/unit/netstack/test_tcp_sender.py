@@ -451,6 +451,12 @@ def test_sack_made_up_is_ignored(blocks: list[tuple[int, int]]) -> None:
     assert peer.connection.sender.flight.sacked == 0
 
 
+def test_sack_that_was_not_agreed_upon_is_ignored() -> None:
+    peer = in_flight(5)
+    peer.sends(ack=FIRST + MSS, sack=[block(2 * MSS, 5 * MSS)])
+    assert peer.connection.sender.flight.sacked == 0
+
+
 def test_sack_reneged_all_is_sent_again_after_the_time_out() -> None:
     peer = selective(3)
     peer.sends(ack=FIRST + MSS, sack=[block(2 * MSS, 4 * MSS)])
@@ -511,6 +517,12 @@ def test_keepalive_asks_after_the_interval_of_silence() -> None:
     assert (probe.seq, probe.flags, len(probe.payload)) == (FIRST - 1, ACK, 0)
     peer.sends()
     assert peer.wait(9.7) == []
+
+
+def test_keepalive_has_the_timestamp_of_its_time() -> None:
+    peer = established(Settings(keepalive=True, keepalive_idle=10), timestamp=(1, 0))
+    (probe,) = peer.wait(10)
+    assert probe.timestamp == (int(peer.now * 1000), 1)
 
 
 def test_keepalive_lost_once_is_no_end_but_always_is() -> None:

@@ -306,7 +306,6 @@ class Connection:
         answers = syn.flags & ACK
         syn.sack_permitted = self.sender.recovery.selective if answers else True
         if not answers:
-            syn.ack = 0
             syn.window_scale = window_shift(self.settings.receive_limit)
         elif self.scaled:
             syn.window_scale = self.receiver.scale
