@@ -224,6 +224,8 @@ def test_fin_forged_twice_the_first_counts() -> None:
 def test_data_past_a_fin_are_dropped() -> None:
     peer = established()
     peer.sends(FIN | ACK, seq=NEXT + 3)
+    peer.sends(payload=b"beyond all", seq=NEXT + 5)
+    assert not peer.connection.receiver.islands
     peer.sends(payload=b"012345")
     assert peer.connection.read(99) == b"012"
     assert peer.state is State.CLOSE_WAIT

@@ -93,7 +93,8 @@ class Receiver:
     def take_any(self, seq: int, payload: "Octets", now: float) -> None:
         """Take what of the payload is new and within the window, in order or not."""
         skip = max(0, self.nxt - seq)
-        room = (self.edge if self.fin is None else min(self.edge, self.fin)) - seq
+        last = self.edge if self.fin is None else min(self.edge, self.fin)
+        room = max(0, last - seq)
         if len(payload) > room or skip:
             self.ack_now = True  # it does not know where we are
             payload = payload[skip:room]
