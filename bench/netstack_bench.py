@@ -82,8 +82,9 @@ def run(options: Options) -> Section:
 class Laboratory:
     """The links, the servers at their far ends, and the clients at the near ones."""
 
-    def __init__(self, cores: Cores) -> None:
+    def __init__(self, cores: Cores, data: Path) -> None:
         self.cores = cores
+        self.data = data  # what senders read; in the page cache, since it has just been written
         self.load = build("load.c", "load")
         self.running: dict[str, list[Running]] = {}
         self._far = ThreadPoolExecutor(1, initializer=enter_new_network)
@@ -109,7 +110,11 @@ def _laboratory() -> Iterator[Laboratory]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         stack.enter_context(private_network(Launcher(folder)))
-        lab = Laboratory(claim_cores())
+        data = folder / "data"
+        with open(data, "wb") as file:
+            for _ in range(OUT_SIZE // CHUNK):
+                file.write(bytes(CHUNK))
+        lab = Laboratory(claim_cores(), data)
         stack.callback(lab.close)
         _make_veth(lab)
         log = stack.enter_context(open(folder / "log", "wb"))
@@ -250,21 +255,20 @@ def _bulk_in(name: str, seconds: float) -> float:
 def _bulk_out(lab: Laboratory, name: str) -> float:
     """Gbit/s that the far end sends, from the first octet to the last."""
     near = ENDS[name][0]
-    with socket.create_server((near, 0)) as server, tempfile.NamedTemporaryFile() as file:
-        file.truncate(OUT_SIZE)
+    with socket.create_server((near, 0)) as server:
         port = str(server.getsockname()[1])
         server.settimeout(20)
-        with _sending(lab, name, file.name, port):
+        with _sending(lab, name, lab.data, port):
             client, _ = server.accept()
             with client:
                 return _received(client)
 
 
 @contextmanager
-def _sending(lab: Laboratory, name: str, path: str, port: str) -> Iterator[None]:
+def _sending(lab: Laboratory, name: str, path: Path, port: str) -> Iterator[None]:
     near, far = ENDS[name]
     if name == KERNEL:
-        words = [sys.executable, str(BENCH / "stream.py"), "source", near, port, path]
+        words = [sys.executable, str(BENCH / "stream.py"), "source", near, port, str(path)]
         process = lab.far(lambda: _pinned(lab, words))
     else:
         # The other address: the first one's stack has the tap.  So this one is its own.
@@ -273,7 +277,7 @@ def _sending(lab: Laboratory, name: str, path: str, port: str) -> Iterator[None]
         ip("link", "set", tap, "up")
         ip("route", "add", f"{far[:-1]}3/32", "dev", tap)
         words = [*NETSTACK, "connect", "--device", f"tap:{tap}", "--address", f"{far[:-1]}3/24",
-                 *HOW[name], "--claim", "0", "--send", path, f"{near}:{port}"]  # fmt: skip
+                 *HOW[name], "--claim", "0", "--send", str(path), f"{near}:{port}"]  # fmt: skip
         process = _pinned(lab, words)
     assert isinstance(process, subprocess.Popen)
     try:

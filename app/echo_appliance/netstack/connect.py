@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from .tcp.connection import Connection
 
+# A segment that straddles two reads costs a copy: 64 KiB 3.5 Gbit/s, 256 KiB 6.4, 512 KiB 6.4.
 READ_SIZE = 256 * 1024
 
 
@@ -164,12 +165,12 @@ class Client:
             self._loop.call_later(0.0, self._loop.stop)
 
     def _read_source(self, connection: "Connection") -> None:
-        """Give TCP what it has room for."""
-        while not self._source_ended and connection.writable:
+        """Give TCP what it has room for, by whole reads: it keeps what it is given in pieces."""
+        while not self._source_ended and connection.writable >= READ_SIZE:
             if self._source == 0 and not self._source_watched and not self._watch_source():
                 return
             try:
-                octets = os.read(self._source, min(READ_SIZE, connection.writable))
+                octets = os.read(self._source, READ_SIZE)
             except BlockingIOError:
                 return
             except OSError as error:
@@ -181,7 +182,7 @@ class Client:
                 self._source_ended = True
                 self._unwatch_source()
                 connection.close()
-        if self._source_watched and not connection.writable:
+        if self._source_watched and connection.writable < READ_SIZE:
             self._unwatch_source()
 
     def _watch_source(self) -> bool:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .interface import Interface
     from .tcp.connection import Connection
 
+# A segment that straddles two reads costs a copy: 64 KiB 3.5 Gbit/s, 256 KiB 6.4, 512 KiB 6.4.
 READ_SIZE = 256 * 1024
 _OVER = (State.CLOSED, State.TIME_WAIT)
 
@@ -214,10 +215,10 @@ class Relay(Session):
     def _to_peer(self, connection: "Connection") -> None:
         while not self._target_ended or self._unsent:
             if not self._unsent:
-                if not connection.writable:
+                if connection.writable < READ_SIZE:
                     return
                 try:
-                    self._unsent = self._socket.recv(min(READ_SIZE, connection.writable))
+                    self._unsent = self._socket.recv(READ_SIZE)
                 except BlockingIOError:
                     return
                 if not self._unsent:
@@ -235,7 +236,7 @@ class Relay(Session):
         events = 0
         if connection.readable:
             events |= select.EPOLLOUT
-        if not self._target_ended and connection.writable:
+        if not self._target_ended and connection.writable >= READ_SIZE:
             events |= select.EPOLLIN
         if events != self._events:
             self._events = events

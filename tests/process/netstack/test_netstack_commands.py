@@ -280,7 +280,7 @@ def test_packet_socket_keeps_the_kernel_away_from_its_own_address(
             assert echo(data, sock) == data
         process.send_signal(signal.SIGKILL)
         eventually(lambda: _rules() == "", _rules)
-    assert not in_session(process.pid)
+    eventually(lambda: not in_session(process.pid), "nft to end")
 
 
 def _rules() -> str:
