@@ -434,6 +434,14 @@ def test_sack_tail_lost_is_probed_after_two_round_trips() -> None:
     assert repeated(sent + peer.wait(0.1), peer)[:2] == [(MSS, MSS), (2 * MSS, MSS)]
 
 
+def test_sack_tail_of_a_super_segment_is_probed_too() -> None:
+    peer = in_flight(1, sack_permitted=True, segment_limit=10 * MSS)
+    peer.sends()
+    peer.connection.write(bytes(5 * MSS))
+    assert len(peer.leaves()) == 1
+    assert numbers(peer.wait(0.05)) == [(FIRST + 6 * MSS, MSS)]
+
+
 def test_sack_of_part_of_a_super_segment_splits_it() -> None:
     peer = established(sack_permitted=True, segment_limit=10 * MSS)
     peer.connection.write(bytes(10 * MSS))

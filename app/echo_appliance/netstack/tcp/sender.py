@@ -291,7 +291,7 @@ class Sender:
             return
         wait = self.round_trip.rto
         self._tail_next = False
-        if self.recovery.selective and self.recovery.end is None and len(flight.records) > 1:
+        if self.recovery.selective and self.recovery.end is None and flight.octets > self.mss:
             soon = 2 * (self.round_trip.smoothed or wait) + TAIL_MARGIN
             if soon < wait:
                 self._tail_next = True
