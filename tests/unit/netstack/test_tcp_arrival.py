@@ -63,6 +63,14 @@ def test_numbers_wrap_around_in_both_directions() -> None:
     assert peer.connection.read(99) == b"z"
 
 
+def test_ack_from_the_edge_of_the_window_counts() -> None:
+    peer = established(Settings(receive_limit=1000))
+    peer.connection.write(b"x")
+    peer.leaves()
+    peer.sends(seq=NEXT + 1000)  # it has filled our window, and what came first was lost
+    assert peer.connection.unacknowledged == 0
+
+
 def test_segment_without_ack_is_dropped() -> None:
     peer = established()
     peer.sends(0, payload=b"no ack")
@@ -81,7 +89,7 @@ def test_reset_in_the_window_is_answered_with_a_challenge() -> None:
 
 def test_reset_outside_of_the_window_is_dropped() -> None:
     peer = established()
-    for seq in (NEXT - 1, NEXT + LIMIT, NEXT + (1 << 31)):
+    for seq in (NEXT - 1, NEXT + LIMIT + 1, NEXT + (1 << 31)):
         assert peer.sends(RST, seq=seq) == []
     assert peer.state is State.ESTABLISHED
 

@@ -201,6 +201,21 @@ def test_window_zero_and_no_answer_times_out() -> None:
     assert peer.connection.error == "timed out"
 
 
+def test_window_zero_is_probed_and_acks_still_come_from_inside_it() -> None:
+    peer = established()
+    peer.sends(window=0)
+    peer.connection.write(b"waiting")
+    peer.leaves()
+    peer.wait(0.2)
+    assert peer.connection.sender.nxt == FIRST + 1
+    peer.sends(ack=FIRST, window=0, payload=b"more")
+    (ack,) = peer.wait(0.04)
+    assert ack.seq == FIRST, "or the peer would drop it, and send its data again for ever"
+    peer.connection.abort()
+    (reset,) = peer.leaves()
+    assert reset.seq == FIRST
+
+
 def test_window_opens_and_what_was_refused_is_sent_again_at_once() -> None:
     peer = established()
     peer.sends(window=0)

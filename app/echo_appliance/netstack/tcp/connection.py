@@ -170,7 +170,7 @@ class Connection:
     def abort(self) -> None:
         """End at once: RST to the peer, and nothing more is sent or read."""
         if self.state not in (State.CLOSED, State.SYN_SENT, State.TIME_WAIT):
-            self._emit(self.sender.nxt, RST | ACK, b"")
+            self._emit(self.sender.acceptable, RST | ACK, b"")
         self.end("aborted")
 
     # -- opening and ending ----------------------------------------------------
@@ -275,10 +275,12 @@ class Connection:
         if self.state is not State.CLOSED:
             self._moment = self._stamp(now)
             if receiver.ack_now and receiver.islands:
-                self._emit(self.sender.nxt, ACK, b"")  # alone, so that there is room for SACK
+                self._emit(
+                    self.sender.acceptable, ACK, b""
+                )  # alone, so that there is room for SACK
             self.sender.send(now, self._emit)
             if receiver.ack_now or receiver.ack_at <= now:
-                self._emit(self.sender.nxt, ACK, b"")
+                self._emit(self.sender.acceptable, ACK, b"")
         out, self._out = self._out, []
         return out
 

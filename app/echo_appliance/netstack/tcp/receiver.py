@@ -65,7 +65,8 @@ class Receiver:
     def accepts(self, seq: int, length: int) -> bool:
         """Whether any of the segment is within the window (section 3.10.7.4, table 6)."""
         if length == 0:
-            return self.nxt <= seq < self.edge or seq == self.nxt
+            # The edge included: who has filled the window acknowledges from there (appendix A.2).
+            return self.nxt <= seq <= self.edge
         return seq < self.edge and seq + length > self.nxt
 
     def is_old(self, stamp: int, now: float) -> bool:

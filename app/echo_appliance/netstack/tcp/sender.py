@@ -119,6 +119,15 @@ class Sender:
         emit(self.iss, self.syn_flags, b"")
         self.retransmit_at = now + self.round_trip.rto
 
+    @property
+    def acceptable(self) -> int:
+        """The position for a segment without data: `nxt`, but none that the peer's window excludes.
+
+        A probe of a zero window takes `nxt` beyond the window: an ACK from there would be thrown
+        away, and with it our acknowledgment of what the peer sends.
+        """
+        return min(self.nxt, max(self.una + self.window, self.iss + 1))
+
     def send(self, now: float, emit: "Emit") -> None:
         """Emit all that may be sent now."""
         if self._probe:
