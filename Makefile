@@ -19,7 +19,7 @@ help:
 	@echo 'make image    localhost/echo-appliance:latest and build/echo-appliance.oci.tar'
 	@echo 'make image-test  what is in the image, and how it runs'
 	@echo 'make machine  systemd as PID 1, rootless podman, the units (root)'
-	@echo 'make bench    side by side with other echo servers; writes bench/RESULTS.md'
+	@echo 'make bench    every mode beside its peers, in turn; writes bench/RESULTS.md (dispatch: root)'
 	@echo 'make clean    remove what was built here (not ~/.cache/echo-appliance)'
 
 $(VENV)/made: pyproject.toml scripts/setup
@@ -66,13 +66,13 @@ image: $(VENV)/made
 image-test: image
 	$(PYTEST) tests/image
 
-machine: image
+machine: image bpf
 	$(SETUP) machine
 	$(PYTEST) tests/machine
 
-bench: image
+bench: image bpf
 	$(SETUP) bench
-	$(RUN)/pip install --quiet --disable-pip-version-check '.[bench]'
+	$(RUN)/pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	$(RUN)/python -m bench
 
 clean:

@@ -132,6 +132,7 @@ def run(options: Options) -> Section:
         plot="results.svg",
         rows=list(rows.values()),
         targets=_targets({key: row.series for key, row in rows.items()}),
+        tools=("uvloop", "gcc", "socat", "systemd", "podman"),
     )
 
 

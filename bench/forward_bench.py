@@ -241,6 +241,7 @@ def run(options: Options) -> Section:
         plot="results-forward.svg",
         rows=list(rows.values()),
         targets=_targets({key: row.series for key, row in rows.items()}),
+        tools=("gcc", "systemd", "haproxy", "iperf3", "redis"),
     )
 
 

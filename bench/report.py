@@ -61,6 +61,7 @@ class Section:
     plot: str  # file name of its SVG, beside RESULTS.md
     rows: Sequence[Row]
     targets: Sequence[Target]
+    tools: Sequence[str] = ()  # names in ASKED: what has a version that matters here
 
 
 def number(value: float, unit: str) -> str:
@@ -100,46 +101,69 @@ def tables(section: Section) -> str:
     ))  # fmt: skip
 
 
-def write(section: Section, command: str, load_average: float) -> None:
-    """Put the section into RESULTS.md, in place of an older one of the same mode."""
+def write(section: Section, command: str, load_average: float, seconds: float) -> None:
+    """Put the section into RESULTS.md, in the place of an older one of the same mode."""
     text = RESULTS.read_text() if RESULTS.exists() else TITLE
-    own = re.compile(rf"^## {section.mode}$.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
-    body = "\n\n".join((
-        f"## {section.mode}",
-        f"![{section.mode}]({section.plot})",
-        conditions(command, load_average),
-        tables(section),
-    )) + "\n"  # fmt: skip
-    RESULTS.write_text(own.sub("", text).rstrip() + "\n\n" + body)
+    RESULTS.write_text(
+        replaced(text, section.mode, "\n\n".join((
+            f"![{section.mode}]({section.plot})",
+            conditions(section, command, load_average, seconds),
+            tables(section),
+        )))
+    )  # fmt: skip
 
 
-def conditions(command: str, load_average: float) -> str:
+def replaced(text: str, mode: str, body: str) -> str:
+    """Return the page with this body under the mode's heading; at the end if it had none."""
+    own = re.compile(rf"^## {re.escape(mode)}$.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
+    section = f"## {mode}\n\n{body}\n\n"
+    if own.search(text) is None:
+        text = text.rstrip() + "\n\n"
+        return text + section.rstrip() + "\n"
+    return own.sub(lambda _: section, text).rstrip() + "\n"
+
+
+def duration(seconds: float) -> str:
+    """What one says of minutes: 45 s, 3 min 5 s."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def conditions(section: Section, command: str, load_average: float, seconds: float) -> str:
     """What one must know to repeat the run.  Nothing that names the machine."""
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     cpu = re.search(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    versions = [f"Python {platform.python_version()}", *map(_version, section.tools)]
     return "\n".join((
-        f"- `{command}`, {today}, load average before the run {load_average:.2f}",
+        f"- `{command}`, {today}, took {duration(seconds)}, "
+        f"load average before the run {load_average:.2f}",
         f"- {cpu[1] if cpu else platform.machine()}, {os.cpu_count()} cores, "
         f"kernel {platform.release().split('-')[0]}",
-        "- " + ", ".join(versions()),
+        "- " + ", ".join(versions),
         "- ratios and differences are medians of those within each round",
     ))  # fmt: skip
 
 
-def versions() -> list[str]:
-    """Names and versions of what was measured, as far as they can be asked."""
+# How a tool is asked for its version; "uvloop" is a package of this Python.
+ASKED = {
+    "gcc": ("gcc", "-dumpfullversion"),
+    "clang": ("clang", "--version"),
+    "haproxy": ("haproxy", "-v"),
+    "iperf3": ("iperf3", "--version"),
+    "podman": ("podman", "--version"),
+    "redis": ("redis-server", "--version"),
+    "socat": ("socat", "-V"),
+    "systemd": ("systemd-socket-activate", "--version"),
+}
+
+
+def _version(tool: str) -> str:
+    if tool in ASKED:
+        return f"{tool} {_version_in(ASKED[tool])}"
     try:
-        uvloop = version("uvloop")
+        return f"{tool} {version(tool)}"
     except PackageNotFoundError:
-        uvloop = "?"
-    asked = {
-        "gcc": ("gcc", "-dumpfullversion"),
-        "socat": ("socat", "-V"),
-        "systemd": ("systemd-socket-activate", "--version"),
-        "podman": ("podman", "--version"),
-    }
-    found = [f"Python {platform.python_version()}", f"uvloop {uvloop}"]
-    return found + [f"{name} {_version_in(command)}" for name, command in asked.items()]
+        return f"{tool} ?"
 
 
 def _version_in(command: Sequence[str]) -> str:

@@ -10,6 +10,7 @@ import socket
 
 from .errors import say
 from .inherit import Inherited
+from .plain import accept
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class Acceptor:
         self._loop = loop
         self._socket = inherited.socket
         self._family = inherited.family
+        self._type = inherited.type
         self._where = str(inherited)
         self._admission = admission
         self._counters = counters
@@ -130,7 +132,7 @@ class Acceptor:
     def _accept_one(self) -> bool:
         """Accept and serve a connection; False when there is none, or nothing to take it with."""
         try:
-            connection, address = self._socket.accept()
+            connection, address = accept(self._socket, self._family, self._type)
         except BlockingIOError:
             return False
         except OSError as error:
@@ -147,7 +149,6 @@ class Acceptor:
             self._counters.refuse("source-limit")
             connection.close()
             return True
-        connection.setblocking(False)
         try:
             self._serve(connection, source)
         except OSError:

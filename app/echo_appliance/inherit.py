@@ -6,6 +6,7 @@ standard input (inetd style, StandardInput=socket), when nothing else was passed
 Source: sd_listen_fds(3), systemd.socket(5), inetd(8).
 """
 
+import fcntl
 import os
 import socket
 import stat
@@ -61,13 +62,34 @@ class Inherited:
         return f"descriptor {self.socket.fileno()} {self.name!r} ({describe(self.socket)})"
 
 
-def take() -> list[Inherited]:
+class PassedPath:
+    """A unix socket's place in the file system, as a descriptor (O_PATH) that we were handed.
+
+    It can be connected to where no path leads to it, and by its inode: a socket
+    that takes its place later is another one.  Owns its descriptor.
+    """
+
+    __slots__ = ("descriptor", "name")
+
+    def __init__(self, name: str, descriptor: int) -> None:
+        self.name = name
+        self.descriptor = descriptor
+
+    @property
+    def path(self) -> str:
+        """What connect() takes to get there."""
+        return f"/proc/self/fd/{self.descriptor}"
+
+
+def take(paths: list[PassedPath] | None = None) -> list[Inherited]:
     """Return every socket that was passed to this process, in descriptor order.
 
     The sockets become non-blocking and close-on-exec, and LISTEN_* is removed
-    from the environment, so that no child takes them for its own.
+    from the environment, so that no child takes them for its own.  Places of
+    sockets are added to `paths`.
 
-    Raises SetupError when none was passed, or when one cannot be served by any mode.
+    Raises SetupError when none was passed, or when one cannot be served by any
+    mode; without `paths` a place of a socket cannot.
     """
     passed = _passed_descriptors()
     if not passed and _is_socket(0):
@@ -75,7 +97,14 @@ def take() -> list[Inherited]:
         passed = [(0, INETD_NAME)]
     if not passed:
         raise SetupError(f"no sockets were passed to me: {_HOW_TO}")
-    return [_inherit(descriptor, name) for descriptor, name in passed]
+    sockets = []
+    for descriptor, name in passed:
+        if paths is not None and _is_socket(descriptor) and _is_path(descriptor):
+            os.set_inheritable(descriptor, False)
+            paths.append(PassedPath(name, descriptor))
+        else:
+            sockets.append(_inherit(descriptor, name))
+    return sockets
 
 
 def take_apart(name: str) -> tuple[list[int], list[Inherited]]:
@@ -215,6 +244,11 @@ def _check_open(descriptor: int, count: int) -> None:
 
 def _inherit(descriptor: int, name: str) -> Inherited:
     where = f"descriptor {descriptor} {name!r}"
+    if _is_path(descriptor):
+        raise SetupError(
+            f"{where} is a path (O_PATH), not an open socket: only forward's targets fd:NAME "
+            "can be that, and of unix sockets"
+        )
     if not _is_socket(descriptor):
         raise SetupError(
             f"{where} is {_file_kind(descriptor)}, not a socket: "
@@ -285,6 +319,10 @@ def _is_socket(descriptor: int) -> bool:
         return stat.S_ISSOCK(os.fstat(descriptor).st_mode)
     except OSError:
         return False
+
+
+def _is_path(descriptor: int) -> bool:
+    return bool(fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_PATH)
 
 
 def _file_kind(descriptor: int) -> str:

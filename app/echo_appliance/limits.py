@@ -21,3 +21,8 @@ def connection_limit(asked: int | None, descriptors_each: int = 1) -> int:
         return asked
     fit = (hard - _RESERVED_DESCRIPTORS) // descriptors_each
     return max(1, min(DEFAULT_MAX_CONNECTIONS, fit))
+
+
+def share(limit: int, number: int, workers: int) -> int:
+    """Return what of a limit belongs to worker `number`, from 0; together they have all of it."""
+    return limit * (number + 1) // workers - limit * number // workers

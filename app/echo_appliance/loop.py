@@ -11,6 +11,7 @@ epoll shape every handler here (see epoll(7), "Questions and answers"):
 * Registration belongs to the open file description, not to the number.  The
   owner of a descriptor calls forget() first and close() after, or a copy of
   it in another process would keep reporting events that nobody can remove.
+  Where there is no copy close() removes it, and drop() spares a system call.
 
 Level-triggered throughout: an event that is not served comes again, so that a
 bound on the work done per turn costs nothing but another turn.
@@ -63,7 +64,7 @@ class Loop:
         self._handlers: dict[int, Callable[[int], None]] = {}
         self._timers: list[Timer] = []
         self._cancelled = 0
-        self._signals: dict[int, Callable[[], None]] = {}
+        self._signals: dict[int, Callable[[], object]] = {}
         self._stopped = False
 
     # -- descriptors ---------------------------------------------------------
@@ -81,6 +82,10 @@ class Loop:
         """Undo watch().  To be called before the descriptor is closed."""
         del self._handlers[descriptor]
         self._epoll.unregister(descriptor)
+
+    def drop(self, descriptor: int) -> None:
+        """Undo watch() of a descriptor that has no copy anywhere, and is closed next."""
+        del self._handlers[descriptor]
 
     def discard(self, descriptor: int) -> None:
         """Undo watch() if that has not been done yet."""
@@ -124,7 +129,7 @@ class Loop:
 
     # -- signals -------------------------------------------------------------
 
-    def on_signal(self, number: int, handler: "Callable[[], None]") -> None:
+    def on_signal(self, number: int, handler: "Callable[[], object]") -> None:
         """Call handler() in the loop when the signal arrives.
 
         Python runs signal handlers between bytecodes of whatever is running; the

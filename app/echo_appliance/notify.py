@@ -40,6 +40,11 @@ class ServiceManager:
     def full(self) -> None:
         """Nothing to tell: what waits in the backlog waits for us."""
 
+    @property
+    def cannot_ask(self) -> bool:
+        """No: a status line may be as old as the last connection; metrics are asked for."""
+        return False
+
     def alive(self) -> None:
         """Feed the watchdog."""
         self._send_now("WATCHDOG=1")

@@ -187,6 +187,19 @@ def positive_seconds(text: str) -> float:
     return value
 
 
+class ServiceOptions:
+    """What every serving mode's command line says; filled by the parser."""
+
+    max_connections: int | None
+    max_connections_per_source: int
+    idle_timeout: float
+    exit_idle: float
+    drain: float
+    start_sleep: float
+    workers: int
+    debug: bool
+
+
 def add_service_options(parser: Parser) -> None:
     """Add what every serving mode understands."""
     parser.group("admission")

@@ -43,6 +43,10 @@ if TYPE_CHECKING:
             """The loop turns."""
 
         @property
+        def cannot_ask(self) -> bool:
+            """Whether it must be told while connections are open what these do."""
+
+        @property
         def alive_interval(self) -> float | None:
             """Seconds between two alive() calls; None when nobody waits for them."""
 
@@ -122,6 +126,7 @@ class Service:
         self._starters: list[Callable[[], None]] = []
         self._passed: list[Callable[[], None]] = []
         self.on_limit: Callable[[], None] = _nothing
+        self.on_reload: Callable[[], None] = _nothing  # in a worker, when its supervisor says so
         self._connections: set[Connection] = set()
         self._state = State.STARTING
         self._exit_status = 0
@@ -129,6 +134,7 @@ class Service:
         self._told_idle = False
         self._idle_watched = False
         self._status_pending = False
+        self._reported: Snapshot = {}  # what the manager knows
 
     # -- what is served ------------------------------------------------------
 
@@ -305,8 +311,18 @@ class Service:
 
     def _send_status(self) -> None:
         self._status_pending = False
-        if self._state is State.SERVING:
-            self._manager.report(self._serves, self._counts.snapshot())
+        if self._state is not State.SERVING:
+            return
+        snapshot = self._counts.snapshot()
+        if not self._manager.cannot_ask:
+            self._manager.report(self._serves, snapshot)
+            return
+        if snapshot != self._reported:
+            self._reported = snapshot
+            self._manager.report(self._serves, snapshot)
+        if self._connections:
+            self._status_pending = True
+            self.loop.call_later(STATUS_SECONDS, self._send_status)
 
 
 def _nothing() -> None:

@@ -4,8 +4,9 @@ The supervisor serves nothing but metrics: it forks the workers, starts another
 when one dies, adds up their counts, and speaks with the service manager.  Each
 worker is an ordinary Service whose manager is its Link: one end of a SEQPACKET
 pair.  On it the worker reports its counts, at most once per second and only
-while there is news; the supervisor's only word to it is to drain, and the end
-of the supervisor is the end of the link, and so of the worker.
+while there is news; the supervisor tells it to drain, to look at the backlogs,
+or to read its configuration again.  The end of the supervisor is the end of
+the link, and so of the worker.
 """
 
 import json
@@ -36,16 +37,19 @@ REPORT_LIMIT = 128 * 1024
 RESTART_SECONDS = 1.0  # a worker that dies younger than this is not replaced at once
 READY_SECONDS = 10.0
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 _WORD_LIMIT = 16
 _DRAIN = b"drain"  # finish what is open within the time of --drain
 _IDLE = b"idle"  # the same, without a limit
 _LOOK = b"look"  # take what another worker left in a backlog
+_RELOAD = b"reload"  # read the configuration again, which the supervisor has found good
 
 
 class Link:
     """The worker's end: the service manager of the worker's Service.  Owns its socket."""
+
+    cannot_ask = True  # a supervisor's metrics are what it has been told
 
     def __init__(self, sock: socket.socket, alive_interval: float | None) -> None:
         self.socket = sock
@@ -116,7 +120,7 @@ class Worker:
         return True
 
     def tell(self, word: bytes) -> None:
-        """Say _DRAIN, _IDLE or _LOOK."""
+        """Say _DRAIN, _IDLE, _LOOK or _RELOAD."""
         try:
             self.socket.send(word)
         except OSError:
@@ -180,6 +184,10 @@ class Pool:
         self._closing = True
         self._tell_all(_IDLE)
 
+    def reload(self) -> None:
+        """Let the workers read their configuration again."""
+        self._tell_all(_RELOAD)
+
     def _tell_all(self, word: bytes) -> None:
         for worker in self._workers:
             worker.tell(word)
@@ -233,6 +241,8 @@ class Pool:
                     service.drain("idle")
                 elif word == _LOOK:
                     service.look_again()
+                elif word == _RELOAD:
+                    service.on_reload()
                 else:
                     loop.stop()  # the supervisor is gone: nobody waits for what is open
 
@@ -302,10 +312,12 @@ def supervise(
     lifetimes: Lifetimes,
     serves: str,
     metrics: "Sequence[Inherited]",
+    reload: "Callable[[], bool] | None" = None,
 ) -> int:
     """Serve in `size` workers until drained; return the exit status.
 
-    build() is called in each worker, with sockets that all of them share.
+    build() is called in each worker, with sockets that all of them share;
+    reload() here on SIGHUP, and if that was good, on_reload() in each worker.
     """
     pool = Pool(size, build, exit_idle=lifetimes.exit_idle > 0)
     # A second more than the workers, which abort what is open when their own time is up.
@@ -319,4 +331,12 @@ def supervise(
             serve_metrics(service, inherited, pool)
     pool.serve_in(service)
     service.obey_signals()
+    if reload is not None:
+        check = reload
+
+        def on_hangup() -> None:
+            if check():
+                pool.reload()
+
+        loop.on_signal(signal.SIGHUP, on_hangup)
     return service.run()

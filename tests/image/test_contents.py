@@ -105,3 +105,11 @@ def test_two_builds_from_nothing_have_one_digest(image: dict[str, Any], tmp_path
     first, second = (line.partition("sha256:")[2] for line in done.stdout.splitlines())
     assert len(first) == 64
     assert first == second
+
+
+def test_dispatch_has_its_compiled_program_and_libbpf(image: dict[str, Any]) -> None:
+    code = (
+        "import os; from echo_appliance.dispatch import libbpf, program\n"
+        "print(os.path.getsize(program.OBJECT) > 1000, libbpf.possible_cpus() > 0)"
+    )
+    assert run_python(code=code) == "True True\n"

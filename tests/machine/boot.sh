@@ -11,11 +11,15 @@ mount -t overlay -o "lowerdir=$rootfs,upperdir=$scratch/upper,workdir=$scratch/w
 # Podman's store must not lie on an overlay: an overlay cannot be the upper layer of another.
 chown 1000:1000 "$scratch/containers"
 mount --bind "$scratch/containers" "$root/home/echo/.local/share/containers"
+mkdir -p "$scratch/system-containers" "$root/var/lib/containers"
+mount --bind "$scratch/system-containers" "$root/var/lib/containers"
 mount --bind -o ro "$repository" "$root/srv/echo-appliance"
 
 mount -t proc proc "$root/proc"
 mount -t sysfs sysfs "$root/sys"
 mount -t cgroup2 cgroup2 "$root/sys/fs/cgroup"
+# As systemd does it where it is not in a container: closed to all but root.
+mount -t bpf -o nosuid,nodev,noexec,mode=700 bpf "$root/sys/fs/bpf"
 mount -t tmpfs -o mode=755,nosuid dev "$root/dev"
 mount -t tmpfs -o mode=755 run "$root/run"
 mount -t tmpfs -o mode=1777 tmp "$root/tmp"

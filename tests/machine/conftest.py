@@ -15,6 +15,8 @@ import testinfra.host
 from tests.machine import remote
 from tests.machine.guest import GuestError, become_user
 
+EXPOSURE_LIMIT = 1.5  # what `systemd-analyze security` may say of a native unit
+
 RUN: pytest.StashKey[remote.GuestRun | None] = pytest.StashKey()
 
 
@@ -142,3 +144,17 @@ def wait_until(true: Callable[[], object], what: str, seconds: float = 15) -> No
         if time.monotonic() > deadline:
             pytest.fail(f"{what}: not within {seconds:g} s")
         time.sleep(0.02)
+
+
+def status_of(pid: str) -> dict[str, str]:
+    """Returns the lines of /proc/PID/status by their names."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+
+
+def exposure(host: testinfra.host.Host, scope: str, unit: str) -> float:
+    """Returns the figure that systemd-analyze security ends with."""
+    report = host.check_output("systemd-analyze security %s --no-pager %s", scope, unit)
+    verdict = str(report).strip().splitlines()[-1]
+    assert "Overall exposure level" in verdict
+    return float(verdict.split(":")[1].split()[0])

@@ -5,7 +5,7 @@ set -euo pipefail
 
 packages=(
     systemd systemd-sysv dbus dbus-user-session libpam-systemd libnss-systemd iproute2 procps curl
-    podman crun conmon uidmap catatonit fuse-overlayfs passt aardvark-dns nftables
+    libbpf1 podman crun conmon uidmap catatonit fuse-overlayfs passt aardvark-dns nftables
     python3 python3-systemd python3-pytest python3-testinfra python3-podman
 )
 

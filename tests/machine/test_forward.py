@@ -6,12 +6,13 @@ import json
 import shlex
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import testinfra.host
 
 from tests.machine.clients import receive
-from tests.machine.conftest import clean, wait_until
+from tests.machine.conftest import EXPOSURE_LIMIT, clean, exposure, status_of, wait_until
 
 UNITS = "/srv/echo-appliance/systemd"
 ADDRESS = ("127.0.0.1", 11000)  # of the instance "redis"
@@ -78,12 +79,22 @@ def forward(backends: testinfra.host.Host) -> testinfra.host.Host:
 @pytest.fixture
 def quadlet(backends: testinfra.host.Host) -> testinfra.host.Host:
     """Give the user the same as a quadlet."""
-    backends.check_output("mkdir -p ~/.config/systemd/user ~/.config/containers/systemd")
+    return with_service(backends, "quadlet/forward@.container", "~/.config/containers/systemd")
+
+
+@pytest.fixture
+def native(backends: testinfra.host.Host) -> testinfra.host.Host:
+    """Give the user the same without podman."""
+    return with_service(backends, "native/forward@.service", "~/.config/systemd/user")
+
+
+def with_service(user: testinfra.host.Host, service: str, folder: str) -> testinfra.host.Host:
+    """Give the user the sockets, and this service in this folder."""
     sockets = f"{UNITS}/forward@.socket {UNITS}/forward@redis.socket.d"
-    backends.check_output(f"cp -r {sockets} ~/.config/systemd/user")
-    backends.check_output(f"cp {UNITS}/quadlet/forward@.container ~/.config/containers/systemd")
-    listen(backends)
-    return backends
+    user.check_output(f"mkdir -p ~/.config/systemd/user {folder}")
+    user.check_output(f"cp -r {sockets} ~/.config/systemd/user && cp {UNITS}/{service} {folder}")
+    listen(user)
+    return user
 
 
 def listen(user: testinfra.host.Host) -> None:
@@ -110,6 +121,67 @@ def test_forward_quadlet_does_the_same(quadlet: testinfra.host.Host) -> None:
     assert ask() == b"one heard hello"
     assert quadlet.service("forward@redis.service").is_running
     assert_without_network(quadlet)
+
+
+def test_forward_native_does_the_same_without_network_or_capability(
+    native: testinfra.host.Host,
+) -> None:
+    assert ask() == b"one heard hello"
+    service = native.service("forward@redis.service").systemd_properties
+    assert (service["NRestarts"], service["StatusText"][:7]) == ("0", "serving")
+    status = status_of(service["MainPID"])
+    assert (int(status["CapBnd"], 16), status["NoNewPrivs"], status["Seccomp"]) == (0, "1", "2")
+    process = Path(f"/proc/{service['MainPID']}")
+    assert (process / "ns/net").readlink() != Path("/proc/self/ns/net").readlink()
+    assert exposure(native, "--user", "forward@redis.service") <= EXPOSURE_LIMIT
+
+
+def test_forward_native_hangup_reads_the_routes_again(native: testinfra.host.Host) -> None:
+    assert ask() == b"one heard hello"
+    write_route(native, "two")
+    native.check_output("systemctl --user kill --signal=HUP forward@redis.service")
+    wait_until(lambda: ask() == b"two heard hello", "the new route")
+
+
+def test_forward_native_backend_that_is_replaced_is_reached(native: testinfra.host.Host) -> None:
+    assert ask() == b"one heard hello"
+    native.check_output("systemctl --user stop forward-backend-one.service")
+    start_backend(native, "one")
+    assert ask() == b"one heard hello"
+
+
+@pytest.fixture
+def native_system(root: testinfra.host.Host) -> Iterator[testinfra.host.Host]:
+    """Give the system manager the same, with a backend that lets anybody in."""
+    own = f"{UNITS}/native/forward@.service {UNITS}/native/system/forward@.service.d"
+    sockets = f"{UNITS}/forward@.socket {UNITS}/forward@redis.socket.d"
+    folder, routes = "/run/echo-appliance/backends", "/etc/echo-appliance/forward"
+    root.check_output(f"cp -r {sockets} {own} /etc/systemd/system && mkdir -p {folder} {routes}")
+    text = '[route.forward]\nto = "unix:/run/backends/one"\n'
+    root.check_output(f"printf %s %s > {routes}/redis.toml", "%s", text)
+    run = "systemd-run --collect --property=UMask=0 --unit=forward-backend-one /usr/bin/python3 -c"
+    root.check_output(f"{run} {shlex.quote(BACKEND)} {folder}/one one")
+    wait_until(lambda: root.run(f"test -S {folder}/one").rc == 0, "the backend")
+    root.check_output("systemctl daemon-reload")
+    root.check_output("systemctl start forward@redis.socket")
+    yield root
+    root.run("systemctl stop forward@redis.socket forward@redis.service forward-backend-one")
+    root.check_output(f"rm -r /etc/systemd/system/forward@* {folder} /etc/echo-appliance")
+    root.check_output("systemctl daemon-reload")
+
+
+def test_forward_native_system_unit_serves_as_nobody_known(
+    native_system: testinfra.host.Host,
+) -> None:
+    assert ask() == b"one heard hello"
+    service = native_system.service("forward@redis.service").systemd_properties
+    uid = int(status_of(service["MainPID"])["Uid"].split()[0])
+    assert 61184 <= uid <= 65519, "the range that systemd takes transient users from"
+    assert exposure(native_system, "--system", "forward@redis.service") <= EXPOSURE_LIMIT
+    native_system.check_output("systemctl reload forward@redis.service")
+    journal = "journalctl --unit=forward@redis.service --output=cat"
+    wait_until(lambda: "is in force" in native_system.check_output(journal), "the reload")
+    assert ask() == b"one heard hello"
 
 
 def test_forward_reload_reads_the_routes_again(forward: testinfra.host.Host) -> None:

@@ -10,11 +10,10 @@ import testinfra.host
 
 from tests.machine import clients
 from tests.machine.clients import DEMO, Target
-from tests.machine.conftest import clean, wait_until
+from tests.machine.conftest import EXPOSURE_LIMIT, clean, exposure, status_of, wait_until
 
 UNITS = "/srv/echo-appliance/systemd"
 SOCKETS = f"{UNITS}/echo@.socket {UNITS}/echo@demo.socket.d"
-EXPOSURE_LIMIT = 1.5
 
 
 def install(user: testinfra.host.Host, *commands: str) -> None:
@@ -28,19 +27,6 @@ def assert_all_echo(targets: list[Target]) -> None:
     assert {target.name: clients.echo(target) for target in targets} == {
         target.name: b"hello\n" for target in targets
     }
-
-
-def status_of(pid: str) -> dict[str, str]:
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return dict(line.split(":\t", 1) for line in lines if ":\t" in line)
-
-
-def exposure(host: testinfra.host.Host, scope: str) -> float:
-    """Returns the figure that systemd-analyze security ends with."""
-    report = host.check_output("systemd-analyze security %s --no-pager echo@demo.service", scope)
-    verdict = str(report).strip().splitlines()[-1]
-    assert "Overall exposure level" in verdict
-    return float(verdict.split(":")[1].split()[0])
 
 
 @pytest.fixture
@@ -158,7 +144,7 @@ def test_native_user_unit_serves_every_family_without_network_or_capability(
 
 
 def test_native_user_unit_is_hardened(native: testinfra.host.Host) -> None:
-    assert exposure(native, "--user") <= EXPOSURE_LIMIT
+    assert exposure(native, "--user", "echo@demo.service") <= EXPOSURE_LIMIT
 
 
 @pytest.fixture
@@ -182,4 +168,4 @@ def test_native_system_unit_serves_every_family_as_nobody_known(
     service = native_system.service("echo@demo.service").systemd_properties
     uid = int(status_of(service["MainPID"])["Uid"].split()[0])
     assert 61184 <= uid <= 65519, "the range that systemd takes transient users from"
-    assert exposure(native_system, "--system") <= EXPOSURE_LIMIT
+    assert exposure(native_system, "--system", "echo@demo.service") <= EXPOSURE_LIMIT

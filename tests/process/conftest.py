@@ -14,7 +14,7 @@ from typing import NoReturn, Protocol, TypeVar
 
 import pytest
 
-from tests.process.launcher import Launcher
+from tests.process.launcher import Launcher, eventually
 from tests.process.peers import Sockets, pattern
 
 CLONE_NEWNET = 0x40000000  # include/uapi/linux/sched.h
@@ -87,6 +87,7 @@ def in_namespace() -> InNamespace:
             if libc.unshare(CLONE_NEWNET) != 0:
                 raise PermissionError(ctypes.get_errno(), "unshare(CLONE_NEWNET)")
             subprocess.run(["ip", "-batch", "-"], input=_ADDRESSES, text=True, check=True)
+            eventually(_addresses_work, "the link to be up, and its addresses in use")
             return make()
 
         with ThreadPoolExecutor(1) as thread:
@@ -96,6 +97,15 @@ def in_namespace() -> InNamespace:
                 lacking(f"{error}: run with CAP_SYS_ADMIN")
 
     return run
+
+
+def _addresses_work() -> bool:
+    # Until the kernel has noticed the carrier, what is sent to an IPv6 address of ours leaves for
+    # a neighbour that does not exist.
+    show = ["ip", "-6", "route", "show", "table", "local"]
+    routes = subprocess.run(show, capture_output=True, text=True, check=True).stdout
+    wanted = [line.split()[2].partition("/")[0] for line in _ADDRESSES.splitlines() if "::" in line]
+    return all(f"local {address} " in routes for address in wanted)
 
 
 # A veth pair for what the loopback cannot do: broadcasts.  TEST-NET-1 and documentation addresses.

@@ -25,9 +25,26 @@ def target(backend: socket.socket) -> str:
         scheme = "unix" if backend.type == socket.SOCK_STREAM else "unix-dgram"
         name = address if isinstance(address, str) else "@" + address[1:].decode()
         return f"{scheme}:{name}"
+    if backend.family == socket.AF_VSOCK:
+        return f"vsock:{LOOPBACK_CID}:{address[1]}"
     scheme = "tcp" if backend.type == socket.SOCK_STREAM else "udp"
     host = f"[{address[0]}]" if backend.family == socket.AF_INET6 else address[0]
     return f"{scheme}:{host}:{address[1]}"
+
+
+LOOPBACK_CID = 1  # VMADDR_CID_LOCAL, where the kernel has vsock_loopback
+
+
+def vsock_loops_back(backend: socket.socket) -> bool:
+    """Whether a listening vsock socket can be reached from here; takes the connection."""
+    with socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM) as client:
+        client.settimeout(1)
+        try:
+            client.connect((LOOPBACK_CID, backend.getsockname()[1]))
+        except OSError:
+            return False
+        backend.accept()[0].close()
+        return True
 
 
 class Forwarding:

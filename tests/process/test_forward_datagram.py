@@ -187,3 +187,57 @@ def test_forward_datagram_routes_refuse_what_is_for_streams(
     assert "a dgram a dgram's" in line
     text = '[route.dns]\nto = "udp:h:1"\naccept-proxy-from = "10.0.0.1"\n'
     assert "for streams" in forward.refuse(text, dns=sockets.bind())
+
+
+# -- a unix backend that sees other abstract names ------------------------------------------
+
+
+@pytest.fixture
+def apart(sockets: Sockets, in_namespace: InNamespace) -> socket.socket:
+    """A backend in a network of its own, as it is to a forwarder in a container."""
+    return in_namespace(lambda: sockets.bind(socket.AF_UNIX))
+
+
+def test_forward_unix_backend_of_another_network_answers_in_a_folder(
+    forward: Forwarding, sockets: Sockets, apart: socket.socket, short_path: Path
+) -> None:
+    front, folder = sockets.bind(), short_path / "answers"
+    folder.mkdir()
+    forwarder = forward.config(
+        f'[route.web]\nto = "{target(apart)}"\nidle-timeout = 1\nanswers-in = "{folder}"\n',
+        web=front,
+    )
+    client = sockets.connect(front)
+    seen = {exchange(client, apart, pattern(size)) for size in (1, 1000, 60_000)}
+    assert len(seen) == 1
+    assert len(list(folder.iterdir())) == 1
+    eventually(lambda: not list(folder.iterdir()), "the end of the session")
+    exchange(client, apart, b"again")
+    assert forwarder.stop() == 0
+    assert not list(folder.iterdir())
+
+
+def test_forward_unix_backend_of_another_network_cannot_answer_an_abstract_name(
+    forward: Forwarding, sockets: Sockets, apart: socket.socket
+) -> None:
+    front = sockets.bind()
+    forward.to(front, apart)
+    sockets.connect(front).send(b"?")
+    _, peer = apart.recvfrom(10)
+    with pytest.raises(ConnectionRefusedError):
+        apart.sendto(b"!", peer)
+
+
+def test_forward_folder_for_answers_that_is_not_there_is_told_and_counted(
+    forward: Forwarding, sockets: Sockets, short_path: Path
+) -> None:
+    front, backend, metrics = sockets.bind(), sockets.bind(socket.AF_UNIX), sockets.listen()
+    folder = short_path / "missing"
+    forwarder = forward.config(
+        f'[route.web]\nto = "{target(backend)}"\nanswers-in = "{folder}"\n',
+        web=front, metrics=metrics,
+    )  # fmt: skip
+    sockets.connect(front).send(b"?")
+    pages.until(metrics, {("connections_ended_total", "web", "no-address-for-answers"): 1})
+    assert f"no socket in {folder}: No such file or directory" in forwarder.stderr
+    assert pages.scrape(metrics)["connections", "web"] == 0

@@ -156,6 +156,14 @@ def test_sni_hello_in_small_segments_is_read(
         assert "CN = one.example" in found
 
 
+@pytest.mark.parametrize("version", ["-tls1_2", "-tls1_3"])
+def test_sni_large_hello_is_read(tls: Tls, version: str) -> None:
+    # 10 KB of it: more than one segment, and almost the record's 16 KiB.
+    many = ",".join(f"{number:03}{'x' * 100}" for number in range(100))
+    words = ("-servername", "one.example", version, "-alpn", many)
+    assert "CN = one.example" in tls.subject(*words)
+
+
 def test_sni_hello_octet_by_octet_reaches_the_backend_untouched(
     forward: Forwarding, sockets: Sockets
 ) -> None:

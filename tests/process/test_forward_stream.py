@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import os
 import select
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.process.forwarding import FAMILIES, Forwarding, in_thread
-from tests.process.launcher import Launcher, eventually, frozen
+from tests.process.launcher import COMMAND, Launcher, eventually, frozen
 from tests.process.peers import (
     Sockets,
     pattern,
@@ -119,6 +122,7 @@ def test_forward_octets_before_a_reset_are_delivered(
     front, backend = sockets.listen(), sockets.listen()
     forwarder = forward.to(front, backend)
     pair = forward.joined(front, backend)
+    round_trip_through(*pair)  # else it might not have seen yet that it is connected
     one, other = pair if first == "client" else pair[::-1]
     with frozen(forwarder.pid):
         one.sendall(b"answer")
@@ -251,6 +255,79 @@ def test_forward_passed_connection_serves_one_client(
     assert receive(client, 6) == b"answer"
 
 
+def test_forward_passed_connection_that_somebody_has_a_copy_of_is_let_go(
+    forward: Forwarding, sockets: Sockets
+) -> None:
+    # epoll would report its end for ever, of a descriptor that is closed here.
+    front = sockets.listen()
+    ours, theirs = sockets.pair()
+    forwarder = forward.config('[route.web]\nto = "fd:back"\n', web=front, back=theirs)
+    client = sockets.connect(front)
+    client.sendall(b"hello")
+    assert receive(ours, 5) == b"hello"
+    client.close()
+    assert receive_to_end(ours) == b""
+    ours.close()
+    forwarder.assert_sleeps()
+
+
+def test_forward_path_descriptor_is_connected_for_each_client(
+    launch: Launcher, sockets: Sockets, short_path: Path
+) -> None:
+    # Where no path leads to the backend, as in a container: its socket's place is a descriptor.
+    front, folder = sockets.listen(), short_path / "backends"
+    folder.mkdir()
+    backend = sockets.listen(socket.AF_UNIX, str(folder / "backend"))
+    with opened_path(folder / "backend") as descriptor:
+        forwarder = launch.start(
+            [front, descriptor], "--to", "fd:back", "--workers", "2",
+            names=["web", "back"], command=(*COMMAND, "forward"),
+        )  # fmt: skip
+    folder.rename(short_path / "elsewhere")
+    for _ in range(3):
+        client = sockets.connect(front)
+        round_trip_through(client, sockets.keep(backend.accept()[0]))
+    backend.close()
+    with pytest.raises(ConnectionResetError):
+        sockets.connect(front).recv(1)
+    assert forwarder.stop() == 0
+
+
+@contextlib.contextmanager
+def opened_path(path: Path) -> Iterator[int]:
+    """Give a descriptor of the path itself."""
+    descriptor = os.open(path, os.O_PATH)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@pytest.mark.parametrize(
+    ("what", "to", "words"),
+    [
+        ("socket", "tcp:h:1", 'write to = "fd:back"'),
+        ("file", "fd:back", "not an open socket"),
+        ("directory", "fd:back", "not an open socket"),
+    ],
+)
+def test_forward_path_descriptor_that_is_no_target_is_refused(
+    launch: Launcher, sockets: Sockets, short_path: Path, what: str, to: str, words: str
+) -> None:
+    path = short_path / "file"
+    path.touch()
+    if what == "directory":
+        path = short_path
+    elif what == "socket":
+        path = Path(sockets.listen(socket.AF_UNIX).getsockname())
+    with opened_path(path) as descriptor:
+        line = launch.fail(
+            [sockets.listen(), descriptor], "--to", to,
+            names=["web", "back"], command=(*COMMAND, "forward"),
+        )  # fmt: skip
+    assert words in line
+
+
 def test_forward_drain_lets_open_connections_finish(forward: Forwarding, sockets: Sockets) -> None:
     front, backend = sockets.listen(), sockets.listen()
     forwarder = forward.to(front, backend)
@@ -293,3 +370,21 @@ def test_forward_exit_idle_waits_for_the_last_connection(
     client.close()
     accepted.close()
     assert forwarder.wait() == 0
+
+
+def test_forward_small_words_are_not_held_back(forward: Forwarding, sockets: Sockets) -> None:
+    # With Nagle's algorithm the second word of each answer waits for a delayed ACK, 40 ms.
+    front, backend = sockets.listen(), sockets.listen()
+    forward.to(front, backend)
+    pair = forward.joined(front, backend)
+    pair[1].setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for asker, answerer in (pair, pair[::-1]):
+        began = time.monotonic()
+        for _ in range(50):
+            asker.sendall(b"?")
+            receive(answerer, 1)
+            for word in (b"one", b"two"):
+                answerer.sendall(word)
+                time.sleep(0.001)  # so that the forwarder reads them apart
+            receive(asker, 6)
+        assert time.monotonic() - began < 1.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ import pytest
 
 from tests.process import pages
 from tests.process.conftest import lacking
-from tests.process.forwarding import Forwarding, target
+from tests.process.forwarding import Forwarding, target, vsock_loops_back
 from tests.process.launcher import COMMAND, Launcher, Server, eventually
 from tests.process.peers import Sockets, receive, receive_to_end, reset
 
@@ -162,6 +163,64 @@ def test_forward_unix_backlog_that_is_full_is_waited_for(
         client.sendall(b"?")
     for _ in clients:
         assert receive(sockets.keep(backend.accept()[0]), 1) == b"?"
+
+
+# -- vsock ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def vsock(sockets: Sockets) -> socket.socket:
+    """A listening vsock socket."""
+    try:
+        sock = sockets.keep(socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM))
+    except OSError as error:
+        lacking(f"no vsock on this kernel ({error}): load the module vsock")
+    sock.bind((socket.VMADDR_CID_ANY, socket.VMADDR_PORT_ANY))
+    sock.listen()
+    return sock
+
+
+def test_forward_vsock_backend_is_reached_as_far_as_the_kernel_goes(
+    forward: Forwarding, sockets: Sockets, vsock: socket.socket
+) -> None:
+    loops_back = vsock_loops_back(vsock)
+    front, metrics = sockets.listen(), sockets.listen()
+    options = ("--connect-timeout", "1")
+    forward.config(f'[route.web]\nto = "{target(vsock)}"\n', *options, web=front, metrics=metrics)
+    if loops_back:
+        asks(front, sockets, vsock)
+        return
+    # Without vsock_loopback its packets are lost; a guest of the vm tier does the real thing.
+    client = sockets.connect(front)
+    assert_reset(client)
+    ended = {key[2] for key in pages.scrape(metrics) if key[0] == "connections_ended_total"}
+    assert ended <= {"connect-timeout", "connect-enodev"}
+
+
+def test_forward_vsock_backend_that_nobody_serves_is_passed_over(
+    forward: Forwarding, sockets: Sockets, vsock: socket.socket
+) -> None:
+    front, backend, dead = sockets.listen(), sockets.listen(), target(vsock)
+    vsock.close()
+    forwarder = forward.to(front, dead, target(backend), options=["--connect-timeout", "0.5"])
+    for _ in range(3):
+        asks(front, sockets, backend)
+    forwarder.assert_sleeps()
+
+
+def test_forward_vsock_backend_that_is_not_there_is_waited_for(
+    forward: Forwarding, sockets: Sockets, vsock: socket.socket
+) -> None:
+    front, metrics, dead = sockets.listen(), sockets.listen(), target(vsock)
+    vsock.close()
+    forwarder = forward.config(
+        f'[route.web]\nto = "{dead}"\nconnect-retry = 1.5\nconnect-timeout = 0.2\n',
+        web=front, metrics=metrics,
+    )  # fmt: skip
+    began = time.monotonic()
+    assert_reset(sockets.connect(front))
+    assert 1.4 < time.monotonic() - began < 6
+    forwarder.assert_sleeps()
 
 
 # -- names ---------------------------------------------------------------------
@@ -318,16 +377,52 @@ def test_forward_lifetime_ends_a_busy_connection(forward: Forwarding, sockets: S
     assert client.recv(1) == b""
 
 
+def kept_alive(sock: socket.socket) -> bool:
+    """Whether the keepalive timer (tr=2) of this socket's peer runs, which is the forwarder's."""
+    ports = [f":{name[1]:04X}" for name in (sock.getpeername(), sock.getsockname())]
+    for line in Path("/proc/net/tcp").read_text().splitlines():
+        fields = line.split()
+        if [fields[1][-5:], fields[2][-5:]] == ports:
+            return fields[5].startswith("02:")
+    raise AssertionError(f"no connection of {ports}")
+
+
 def test_forward_keepalive_is_set_on_both_sides(forward: Forwarding, sockets: Sockets) -> None:
     front, backend = sockets.listen(), sockets.listen()
     forward.to(front, backend, options=["--keepalive", "7"])
-    client, accepted = forward.joined(front, backend)
-    timers = Path("/proc/net/tcp").read_text()
-    for ours in (client, accepted):
-        # tr=2 is the keepalive timer of the forwarder's socket, whose peer is ours.
-        port = f":{ours.getsockname()[1]:04X}"
-        lines = [line.split() for line in timers.splitlines() if line.split()[2].endswith(port)]
-        assert any(line[5].startswith("02:") for line in lines), lines
+    for sock in forward.joined(front, backend):
+        eventually(functools.partial(kept_alive, sock), "the timer")
+
+
+def test_forward_reload_changes_the_keepalive_of_new_connections(
+    forward: Forwarding, sockets: Sockets
+) -> None:
+    # Of listening sockets; beside a datagram socket and a connection that was passed and is over.
+    backend, answers = sockets.listen(), sockets.bind()
+    fronts = {"tcp": sockets.listen(), "udp": sockets.bind()}
+    client = sockets.connect(backend)
+    passed = {"one": sockets.keep(backend.accept()[0])}
+
+    def text(line: str) -> str:
+        return (
+            f'[defaults]\n{line}\n[route.udp]\nto = "{target(answers)}"\n'
+            f'[route."*"]\nto = "{target(backend)}"\n'
+        )
+
+    forwarder = forward.config(text(""), **fronts, **passed)
+    passed["one"].close()
+    accepted = sockets.keep(backend.accept()[0])
+    client.close()
+    accepted.close()
+    assert not kept_alive(forward.joined(fronts["tcp"], backend)[0])
+    for number, (line, kept) in enumerate((("keepalive = 7", True), ("", False)), 1):
+        forward.write(text(line))
+        reload(forwarder, "is in force", number)
+        pair = forward.joined(fronts["tcp"], backend)
+        pair[0].sendall(b"?")
+        receive(pair[1], 1)
+        assert [kept_alive(sock) for sock in pair] == [kept, kept]
+    assert "refused" not in forwarder.stderr
 
 
 # -- configuration ---------------------------------------------------------------

@@ -118,6 +118,15 @@ def test_inherit_file_pipe_directory_and_device_are_named(
             os.close(descriptor)
 
 
+def test_inherit_path_descriptor_is_named(launch: Launcher, sockets: Sockets) -> None:
+    descriptor = os.open(sockets.listen(socket.AF_UNIX).getsockname(), os.O_PATH)
+    try:
+        line = launch.fail([sockets.listen(), descriptor], names=["echo", "odd"])
+    finally:
+        os.close(descriptor)
+    assert "descriptor 4 'odd' is a path (O_PATH)" in line
+
+
 def test_inherit_netlink_socket_is_named(launch: Launcher, sockets: Sockets) -> None:
     odd = sockets.keep(socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM))
     line = launch.fail([odd], names=["odd"])
@@ -180,7 +189,8 @@ def test_inherit_metrics_on_a_connection_are_refused(launch: Launcher, sockets: 
 
 
 def test_inherit_metrics_alone_are_refused(launch: Launcher, sockets: Sockets) -> None:
-    assert "only sockets named 'metrics'" in launch.fail([sockets.listen()], names=["metrics"])
+    said = launch.fail([sockets.listen()], names=["metrics"])
+    assert "only sockets named 'metrics' or 'replies'" in said
 
 
 @pytest.mark.parametrize("kind", ["pair", "tcp"])

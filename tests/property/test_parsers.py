@@ -6,10 +6,10 @@ import struct
 from hypothesis import given
 from hypothesis import strategies as st
 
-from echo_appliance.echo.original import answer_from
 from echo_appliance.errors import ParseError
 from echo_appliance.metrics import Registry, render
 from echo_appliance.metrics_http import respond
+from echo_appliance.original import answer_from
 from echo_appliance.target import SCHEMES, Target, parse_target
 
 

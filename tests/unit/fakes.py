@@ -1,4 +1,4 @@
-"""A loop whose time is an argument, and a manager that remembers what it was told."""
+"""A loop whose time is an argument, sockets that answer what was scripted, and a manager."""
 
 import socket
 from collections.abc import Callable
@@ -29,13 +29,15 @@ class FakeLoop:
     def __init__(self) -> None:
         self.now = 1000.0
         self.watched: dict[int, int] = {}
+        self.handlers: dict[int, Callable[[int], None]] = {}
         self.timers: list[FakeTimer] = []
-        self.signals: dict[int, Callable[[], None]] = {}
+        self.signals: dict[int, Callable[[], object]] = {}
         self.stopped = False
 
-    def watch(self, descriptor: int, events: int, _handler: Callable[[int], None]) -> None:
+    def watch(self, descriptor: int, events: int, handler: Callable[[int], None]) -> None:
         assert descriptor not in self.watched
         self.watched[descriptor] = events
+        self.handlers[descriptor] = handler
 
     def rewatch(self, descriptor: int, events: int) -> None:
         assert self.watched[descriptor] != events, "a system call for nothing"
@@ -53,7 +55,7 @@ class FakeLoop:
         self.timers.append(timer)
         return timer
 
-    def on_signal(self, number: int, handler: Callable[[], None]) -> None:
+    def on_signal(self, number: int, handler: Callable[[], object]) -> None:
         self.signals[number] = handler
 
     def run(self) -> None:
@@ -77,8 +79,64 @@ class FakeLoop:
         self.now = end
 
 
+class ScriptedSocket:
+    """recv_into() and send() do what the test queued; nothing queued is EAGAIN."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self.incoming: list[bytes | OSError] = []
+        self.room: list[int | OSError] = []
+        self.sent = bytearray()
+        self.closed = False
+        self.options: list[tuple[object, ...]] = []
+        self.error = 0  # SO_ERROR
+        self.shut = 0  # how often it was shut down for writing
+        self.shutdown_error: OSError | None = None
+
+    def fileno(self) -> int:
+        return self.descriptor
+
+    def recv_into(self, buffer: bytearray) -> int:
+        if not self.incoming:
+            raise BlockingIOError
+        octets = self.incoming.pop(0)
+        if isinstance(octets, OSError):
+            raise octets
+        buffer[: len(octets)] = octets
+        return len(octets)
+
+    def send(self, octets: bytes) -> int:
+        if not self.room:
+            raise BlockingIOError
+        room = self.room.pop(0)
+        if isinstance(room, OSError):
+            raise room
+        taken = bytes(octets[:room])
+        self.sent += taken
+        return len(taken)
+
+    def setsockopt(self, *option: object) -> None:
+        self.options.append(option)
+
+    def getsockopt(self, *option: object) -> int:
+        assert option == (socket.SOL_SOCKET, socket.SO_ERROR)
+        return self.error
+
+    def shutdown(self, how: int) -> None:
+        assert how == socket.SHUT_WR
+        if self.shutdown_error is not None:
+            raise self.shutdown_error
+        self.shut += 1
+
+    def close(self) -> None:
+        assert not self.closed, "closed twice"
+        self.closed = True
+
+
 class FakeManager:
     """Keeps a line per message."""
+
+    cannot_ask = False
 
     def __init__(self, alive_interval: float | None = None) -> None:
         self.alive_interval = alive_interval

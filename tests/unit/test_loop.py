@@ -145,3 +145,19 @@ def test_loop_close_gives_back_every_descriptor() -> None:
     loop.close()
     assert os.listdir("/proc/self/fd") == before
     assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
+
+
+def test_loop_descriptor_that_is_dropped_and_closed_is_heard_of_no_more(loop: Loop) -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        called: list[int] = []
+        number = ours.fileno()
+        loop.watch(number, select.EPOLLIN, called.append)
+        loop.drop(number)
+        ours.close()
+        with socket.socket() as other:
+            assert other.fileno() == number, "the next descriptor has its number"
+            loop.watch(number, 0, lambda _events: loop.stop())  # EPOLLHUP: it is not connected
+            loop.run()
+            loop.forget(number)
+        assert not called

@@ -2,7 +2,7 @@
 
 import socket
 
-from echo_appliance.echo.original import answer_from
+from echo_appliance.original import answer_from
 
 # sockaddr_in of 192.0.2.7:4321, little-endian family as on the machines we build for
 INET = bytes.fromhex("0200 10e1 c0000207 0000000000000000")

@@ -49,8 +49,10 @@ class World:
     def __init__(self, alive_interval: float | None = None, **lifetimes: float) -> None:
         self.loop = FakeLoop()
         self.manager = FakeManager(alive_interval)
+        registry = Registry()
+        self.counters = registry.counters("demo")
         self.service = Service(
-            cast(Loop, self.loop), self.manager, Registry(), Lifetimes(**lifetimes), "demo"
+            cast(Loop, self.loop), self.manager, registry, Lifetimes(**lifetimes), "demo"
         )
         self.source = Source()
         self.service.add_source(self.source)
@@ -246,3 +248,20 @@ def test_service_signal_in_start_sleep_still_serves_a_passed_connection() -> Non
     assert not world.loop.stopped
     opened[0].close()
     assert world.loop.stopped
+
+
+def test_service_whose_manager_cannot_ask_reports_what_open_connections_do() -> None:
+    world = World()
+    world.manager.cannot_ask = True
+    world.service.run()
+    connection = Connection(world.service)
+    world.service.touch()
+    world.counters.accepted += 1
+    world.loop.advance(20.0)
+    assert world.manager.heard.count("report demo") == 1, "no news, no report"
+    world.counters.received += 1
+    world.loop.advance(1.0)
+    assert world.manager.heard.count("report demo") == 2
+    connection.close()
+    world.loop.advance(2.0)
+    assert not [timer for timer in world.loop.timers if timer.callback], "nobody to ask about"

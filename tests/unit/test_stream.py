@@ -13,48 +13,9 @@ from echo_appliance.echo.stream import StreamConnection
 from echo_appliance.loop import Loop
 from echo_appliance.metrics import Registry
 from echo_appliance.service import Lifetimes, Service
-from tests.unit.fakes import FakeLoop, FakeManager
+from tests.unit.fakes import FakeLoop, FakeManager, ScriptedSocket
 
 DESCRIPTOR = 42
-
-
-class ScriptedSocket:
-    """recv_into() and send() do what the test queued; nothing queued is EAGAIN."""
-
-    def __init__(self) -> None:
-        self.incoming: list[bytes | OSError] = []
-        self.room: list[int | OSError] = []
-        self.sent = bytearray()
-        self.closed = False
-        self.options: list[tuple[object, ...]] = []
-
-    def fileno(self) -> int:
-        return DESCRIPTOR
-
-    def recv_into(self, buffer: bytearray) -> int:
-        if not self.incoming:
-            raise BlockingIOError
-        octets = self.incoming.pop(0)
-        if isinstance(octets, OSError):
-            raise octets
-        buffer[: len(octets)] = octets
-        return len(octets)
-
-    def send(self, octets: bytes) -> int:
-        if not self.room:
-            raise BlockingIOError
-        room = self.room.pop(0)
-        if isinstance(room, OSError):
-            raise room
-        taken = bytes(octets[:room])
-        self.sent += taken
-        return len(taken)
-
-    def setsockopt(self, *option: object) -> None:
-        self.options.append(option)
-
-    def close(self) -> None:
-        self.closed = True
 
 
 class World:
@@ -71,7 +32,7 @@ class World:
         endpoint = Endpoint(
             self.service, self.admission, self.counters, "demo", idle_timeout=idle_timeout
         )
-        self.socket = ScriptedSocket()
+        self.socket = ScriptedSocket(DESCRIPTOR)
         self.admission.admit("peer")
         self.connection = StreamConnection(endpoint, cast(socket.socket, self.socket), "peer")
 

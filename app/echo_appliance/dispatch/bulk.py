@@ -11,16 +11,18 @@ from itertools import islice
 from ..errors import ParseError, SetupError, say
 from . import libbpf
 from .config import Compiled, parse
-from .control import Labels, full, new_trie, put_in_force
-from .layout import FIXED_BITS, KEY, LAYOUT, U32, VALUE, Table, unpack
+from .control import CHUNK, carry_hits, fill, full, put_in_force
+from .labels import Labels
+from .layout import FIXED_BITS, LAYOUT, RECORD, U32, Table, block_size, own_key, unpack
 from .model import Binding, difference, warnings
-from .state import Dispatcher, Settings
+from .program import new_trie
+from .settings import Settings
+from .state import Dispatcher
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-CHUNK = 16384  # keys: 0.7 MB for the kernel at a time
 _THREAD_FROM = 50_000  # entries; below, starting a thread costs more than it saves
 _WARNINGS = 10
 
@@ -50,10 +52,11 @@ def load_bindings(dispatcher: Dispatcher, path: str, octets: bytes) -> int | Non
     try:
         compiled = _compile(path, octets, labels.plan, trie, settings)
         labels.write()
+        _warn(compiled, labels, settings)
+        carry_hits(dispatcher, trie, compiled.table)
     except BaseException:
         libbpf.close(trie)
         raise
-    _warn(compiled, labels, settings)
     put_in_force(dispatcher, trie, compiled.sizes, source)
     return len(compiled.table)
 
@@ -88,13 +91,7 @@ def _identities(table: Table) -> Table:
     """Return the one key of each binding that is its own whatever others there are: of a range
     of many blocks the record.  Without hits.
     """
-    found = {}
-    for key, value in table.items():
-        _, _, low, high, _, _ = VALUE.unpack(value)
-        _, _, _, first, last, _ = KEY.unpack(key)
-        if int.from_bytes(first, "big") == low and int.from_bytes(last, "big") == high:
-            found[key] = value[8:]
-    return found
+    return {key: value[8:] for key, value in table.items() if own_key(key, value) == key}
 
 
 def _compile(
@@ -138,27 +135,21 @@ class _Filler:
         self._count += len(keys)
         if self._count > self._settings.capacity:
             raise full(self._settings)
-        if self._trie is None or not keys:
+        if self._trie is None:
             return
         if self._thread is not None:
             self._queue.put((keys, values))
         else:
-            self._write(keys, values)
+            fill(self._trie, keys, values)
 
     def _serve(self) -> None:
+        assert self._trie is not None  # noqa: S101
         while (chunk := self._queue.get()) is not None:
             if self._error is None:
                 try:
-                    self._write(*chunk)
+                    fill(self._trie, *chunk)
                 except OSError as error:
                     self._error = error
-
-    def _write(self, keys: list[bytes], values: list[bytes]) -> None:
-        assert self._trie is not None  # noqa: S101
-        many = libbpf.update_many
-        for start in range(0, len(keys), CHUNK):
-            chunk, of = keys[start : start + CHUNK], values[start : start + CHUNK]
-            many(self._trie, b"".join(chunk), b"".join(of), len(chunk), "bindings")
 
     def finish(self) -> None:
         """Wait until all is written."""
@@ -181,7 +172,7 @@ def _warn(compiled: Compiled, labels: Labels, settings: Settings) -> None:
     suspects = (
         (key, value)
         for key, value in compiled.table.items()
-        if (key[4] & 2 and key[6:8] != key[8:10]) or key.startswith(everything)
+        if (key[4] & 2 and (key[4] & RECORD or block_size(key) > 1)) or key.startswith(everything)
     )
     some = unpack(islice(suspects, 40 * _WARNINGS), labels.names())  # a range has up to 31 keys
     lines = (line for entry in some for line in warnings(entry.binding, settings.local_ports))

@@ -11,7 +11,7 @@ from ..options import Parser, seconds
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 _DESCRIPTION = "Steer whole prefixes and ranges of ports to sockets, by BPF in the kernel."
 _COMMANDS = """
@@ -28,20 +28,21 @@ _COMMANDS = """
   status, list                          bindings, destinations and counters
   explain tcp|udp ADDR PORT             which binding wins, why, and which socket takes it
   metrics                               the counters as Prometheus text
-  run --config FILE                     load, bind, register LISTEN_FDS, and keep it so
+  run --config FILE                     load, register LISTEN_FDS, bind, and keep it so (or --once)
 
 COMMAND --help tells more."""
 
-_NAMES = frozenset((
+# Command -> its function.
+_NAMES = {name: name.replace("-", "_") for name in (
     "load", "unload", "upgrade", "bind", "unbind", "bindings", "load-bindings", "register",
-    "register-pid", "unregister", "status", "list", "explain", "metrics", "run",
-))  # fmt: skip
+    "register-pid", "unregister", "status", "explain", "metrics", "run",
+)} | {"list": "status"}  # fmt: skip
 
 _CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_PTRACE": 19, "CAP_SYS_ADMIN": 21, "CAP_BPF": 39}
 
 
 class Options:
-    """What all commands have in common; filled by argparse."""
+    """What all commands have in common; filled by the parser."""
 
     netns: str | None
     bpffs: str
@@ -80,11 +81,8 @@ def _end_of_options(arguments: "Sequence[str]") -> int:
 def _run(options: Options) -> int:
     if options.command not in _NAMES:
         raise SetupError(f"{options.command!r} is not a dispatch command; see dispatch --help")
-    from . import actions
-
-    name = options.command.replace("-", "_")
     try:
-        return getattr(actions, "status" if name == "list" else name)(options)  # type: ignore[no-any-return]
+        return _command(options.command)(options)
     except ParseError as error:
         raise SetupError(str(error)) from None
     except BrokenPipeError:
@@ -93,9 +91,38 @@ def _run(options: Options) -> int:
         raise SetupError(_words(error, options.command)) from None
 
 
+def _command(name: str) -> "Callable[[Options], int]":
+    """Import the room of a command, and no other; return the command."""
+    room: object
+    if name in ("load", "unload", "upgrade", "run"):
+        from .commands import program
+
+        room = program
+    elif name in ("bind", "unbind", "bindings", "load-bindings"):
+        from .commands import bindings
+
+        room = bindings
+    elif name in ("register", "register-pid", "unregister"):
+        from .commands import sockets
+
+        room = sockets
+    else:
+        from .commands import reading
+
+        room = reading
+    found: Callable[[Options], int] = getattr(room, _NAMES[name])
+    return found
+
+
 def _words(error: OSError, command: str) -> str:
     """Say what the kernel's no means, in one line."""
     text = f"{error.strerror} ({error.filename})" if error.filename else str(error.strerror)
+    if error.errno in (errno.ENOSYS, errno.EINVAL):
+        from .libbpf import has_sk_lookup
+        from .place import NEEDED
+
+        if not has_sk_lookup():
+            return f"{NEEDED}: {text}"
     if error.errno not in (errno.EPERM, errno.EACCES):
         return text
     needed = ["CAP_BPF", "CAP_NET_ADMIN"]

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     Entry = dict[str, object]
 
 _KEYS = frozenset(("label", "prefix", "port", "protocol", "on-miss", "ephemeral"))
-_PADDING = (bytes(12), b"")
+_PADDING = (bytes(16), bytes(4))  # what follows the address in a key
 _IPV4_BITS = {str(bits): bits for bits in range(33)}
 
 
@@ -87,7 +87,7 @@ class _Row:
         self.tail = _PADDING[self.family]
         self.values = [pack_value(one, number) for one in bindings]
         # Of one block, as nearly all are: the octets of the key before the address.
-        self.head = [keys(one)[0][:10] for one in bindings]
+        self.head = [keys(one)[0][:8] for one in bindings]
         self.ranges = len(list(blocks(bindings[0].low, bindings[0].high))) > 1
 
 

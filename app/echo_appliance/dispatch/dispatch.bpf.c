@@ -9,9 +9,7 @@
  * aligned blocks of 2^n ports.  A packet's port lies in one block of each of the 17 sizes, so
  * one LPM lookup per size that is in use finds, for that size, the longest prefix.  Two
  * bindings that share a block (same prefix) are settled when they are written: the block's
- * key holds the winner.
- *
- * The layout of the maps is layout.py's, too, and numbered there.
+ * key holds the winner.  The layout of the maps is layout.py's, too, and numbered there.
  */
 #include <linux/bpf.h>
 #include <bpf/bpf_endian.h>
@@ -23,20 +21,20 @@ enum { AF_INET = 2, AF_INET6 = 10, IPPROTO_TCP = 6, IPPROTO_UDP = 17 };
 #define KINDS 4 /* (TCP, UDP) x (IPv4, IPv6) */
 #define DESTINATIONS 1024 /* labels */
 #define SLOTS 32 /* sockets of one label and kind */
-#define FIXED_BITS 48 /* of a key, kind to high: always compared whole */
+#define FIXED_BITS 32 /* of a key, before its address: always compared whole */
 
 enum flags {
 	ON_MISS_PASS = 1, /* without a live socket: normal lookup instead of a drop */
 	SPARE_LOCAL = 2, /* leave their ports to local clients */
 };
 
+/* All of an IPv4 key is in the first 64 bits, which the trie compares at once. */
 struct key {
 	__u32 bits; /* of what follows, for the LPM trie */
-	__u8 kind;
-	__u8 zero;
-	__be16 low, high; /* of the block */
+	__be32 block; /* kind << 24, and 2 * its first port + the number of its ports */
 	__be32 address[4];
-} __attribute__((packed, aligned(2)));
+	__u32 zero;
+};
 
 struct binding {
 	__u64 hits;
@@ -66,8 +64,7 @@ struct settings {
 
 struct explained {
 	struct binding binding;
-	__u32 found;
-	__u32 zero;
+	__u32 found, zero;
 };
 
 struct trie {
@@ -108,7 +105,8 @@ static __always_inline __u64 rank(const struct binding *one)
 	return (__u64)one->prefix << 32 | (__u64)narrowness << 16 | one->low;
 }
 
-static __always_inline struct binding *find(void *trie, struct key *key, __u16 port, __u64 sizes)
+static __always_inline struct binding *find(void *trie, struct key *key, __u32 kind, __u64 port,
+					    __u64 sizes)
 {
 	struct binding *best = NULL, *found;
 
@@ -116,8 +114,7 @@ static __always_inline struct binding *find(void *trie, struct key *key, __u16 p
 		__u64 size = sizes & -sizes; /* the smallest that is left */
 
 		sizes ^= size;
-		key->low = bpf_htons(port & ~(size - 1));
-		key->high = bpf_htons(port | (size - 1));
+		key->block = bpf_htonl(kind << 24 | ((port & -size) << 1) + size);
 		found = bpf_map_lookup_elem(trie, key);
 		if (found && (!best || rank(found) > rank(best)))
 			best = found;
@@ -156,7 +153,8 @@ static __always_inline long give(struct bpf_sk_lookup *ctx, __u32 *slot, __u64 *
 	long refused = -1;
 
 	if (sock) {
-		refused = bpf_sk_assign(ctx, sock, 0);
+		/* Not to whom its SO_REUSEPORT group would give it: all that take part have a slot. */
+		refused = bpf_sk_assign(ctx, sock, BPF_SK_LOOKUP_F_NO_REUSEPORT);
 		bpf_sk_release(sock);
 		*errors += !!refused;
 	}
@@ -196,27 +194,27 @@ static __always_inline int dispatch(struct bpf_sk_lookup *ctx, const _Bool expla
 	if (ctx->protocol != IPPROTO_TCP && ctx->protocol != IPPROTO_UDP)
 		return SK_PASS;
 	kind = (ctx->protocol == IPPROTO_UDP) << 1 | (ctx->family == AF_INET6);
-	if (explain && (report = bpf_map_lookup_elem(&explained, &zero)))
+	if (explain) {
+		if (!(report = bpf_map_lookup_elem(&explained, &zero)))
+			return SK_PASS;
 		report->found = 0;
+	}
 	sizes = now ? of_kind(now->sizes, kind) & ((1 << SIZES) - 1) : 0;
 	if (!sizes || !(trie = bpf_map_lookup_elem(&bindings, &zero)))
 		return SK_PASS;
-	key.kind = kind;
 	key.bits = FIXED_BITS + (ctx->family == AF_INET6 ? 128 : 32);
 	if (ctx->family == AF_INET)
 		key.address[0] = ctx->local_ip4;
 	else
 		for (int word = 0; word < 4; word++)
 			key.address[word] = ctx->local_ip6[word];
-	binding = find(trie, &key, port, sizes);
+	binding = find(trie, &key, kind, port, sizes);
 	if (!binding)
 		return SK_PASS;
-	if (report) {
+	if (explain) {
 		report->found = 1;
 		report->binding = *binding;
 	}
-	if (!explain)
-		__sync_fetch_and_add(&binding->hits, 1);
 	if (binding->flags & SPARE_LOCAL && port >= now->local_low && port <= now->local_high)
 		return SK_PASS;
 	*place = binding->destination;
@@ -227,6 +225,8 @@ static __always_inline int dispatch(struct bpf_sk_lookup *ctx, const _Bool expla
 		return SK_DROP;
 	*place *= SLOTS;
 	counts->lookups++;
+	if (!explain)
+		__sync_fetch_and_add(&binding->hits, 1);
 	slots = of_kind(destination->slots, kind);
 	if (slots && !assign(ctx, place, slots, &counts->errors))
 		return SK_PASS;

@@ -5,6 +5,7 @@ kernel, which decides; or rather its twin that counts nothing, for a run by
 BPF_PROG_TEST_RUN.  They must agree; a test sees to it, and so does every answer.
 """
 
+import os
 import struct
 from socket import AF_INET, AF_INET6
 
@@ -12,17 +13,21 @@ from ..errors import SetupError
 from . import libbpf
 from .control import entries
 from .layout import EXPLAINED, VALUE, Entry
-from .model import Binding, covering
+from .model import Binding, covering, parse_address
+from .place import Place
 from .state import ZERO, Dispatcher
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from ..lending import Address
+
 # struct bpf_sk_lookup: cookie, family, protocol, remote IPv4, IPv6, port (big-endian), local
 # IPv4, IPv6, port (host order)
 _CONTEXT = struct.Struct("=QII4s16s2s2x4s16sI8x")
 _PROTOCOLS = (6, 17)
+_UDP = 2  # of a kind
 _PASS = 1  # SK_PASS
 _NO_ADDRESS = bytes(16)
 
@@ -55,6 +60,53 @@ class Packet:
             local if six else _NO_ADDRESS,
             self.port,
         )
+
+
+class Steering:
+    """Asks the program which socket would get a datagram; knows when it is another program.
+
+    Owns the descriptor of the program it asks.
+    """
+
+    def __init__(self, place: "Place") -> None:
+        self._path = f"{place.path}/explain"
+        self._pin: tuple[int, int] | None = None
+        self._program = -1
+
+    def taker(self, local: "Address", peer: "Address") -> int:
+        """Return the cookie of the socket that a datagram from peer to local is given to.
+
+        0: none; it is dropped, or the normal lookup decides, or nothing is loaded.
+        """
+        family = int(len(local) == 4)
+        packet = Packet(_UDP | family, *_octets(local))
+        packet.remote, packet.remote_port = _octets(peer)
+        try:
+            self._look()
+            _, after, _ = libbpf.run_program(self._program, packet.context())
+        except OSError:
+            return 0
+        return int(_CONTEXT.unpack(after)[0])
+
+    def _look(self) -> None:
+        """Open the program, if it is not the one that is open."""
+        found = os.stat(self._path)
+        pin = (found.st_ino, found.st_ctime_ns)
+        if pin != self._pin:
+            self.close()
+            self._program = libbpf.open_pin(self._path)
+            self._pin = pin
+
+    def close(self) -> None:
+        """Close the program."""
+        if self._program >= 0:
+            os.close(self._program)
+        self._program, self._pin = -1, None
+
+
+def _octets(address: "Address") -> tuple[bytes, int]:
+    _, octets = parse_address(address[0].partition("%")[0])
+    return octets, address[1]
 
 
 class Decision:

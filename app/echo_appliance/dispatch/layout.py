@@ -16,11 +16,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-LAYOUT = 1  # of all maps; a dispatcher with another one is not ours to touch
+LAYOUT = 2  # of all maps; a dispatcher with another one is not ours to touch
 KINDS = 4
 DESTINATIONS = 1024
 SLOTS = 32
-FIXED_BITS = 48
+FIXED_BITS = 32  # of a block's key, before its address
+RECORD_BITS = 64  # the same of a record's key
 RECORD = 0x80  # added to the kind in the key of a record
 RECORDS_IN_USE = 1 << 31  # in sizes[kind], beside the bits of block sizes
 
@@ -29,8 +30,11 @@ SPARE_LOCAL = 2
 
 U32 = struct.Struct("=I")
 U64 = struct.Struct("=Q")
-# bits (host order, by the kernel's struct bpf_lpm_trie_key), kind, 0, block, address
-KEY = struct.Struct("=IBB2s2s16s")
+# bits (host order, by the kernel's struct bpf_lpm_trie_key), kind, block: 2 * its first port +
+# the number of its ports, of which the lowest bit that is set tells the size; address
+KEY = struct.Struct("=IB3s16s4x")
+# bits, kind and RECORD, 0, first port, last port, address
+_RECORD_KEY = struct.Struct("=IBB2s2s2x16s")
 # hits, destination, low, high, prefix, flags
 VALUE = struct.Struct("=QIHHBB6x")
 DESTINATION = struct.Struct("=64s4I")
@@ -47,11 +51,16 @@ def slot_index(destination: int, kind: int, slot: int = 0) -> int:
     return (destination * KINDS + kind) * SLOTS + slot
 
 
-def pack_key(binding: Binding, low: int, high: int, record: bool = False) -> bytes:
-    """Return the key of one block of a binding, or of its record."""
-    kind = binding.kind | (RECORD if record else 0)
+def pack_key(binding: Binding, low: int, high: int) -> bytes:
+    """Return the key of one block of a binding."""
+    block = 2 * low + size_bit(low, high)
+    bits = FIXED_BITS + binding.prefix
+    return KEY.pack(bits, binding.kind, block.to_bytes(3, "big"), binding.address)
+
+
+def _pack_record_key(kind: int, prefix: int, low: int, high: int, address: bytes) -> bytes:
     ports = low.to_bytes(2, "big"), high.to_bytes(2, "big")
-    return KEY.pack(FIXED_BITS + binding.prefix, kind, 0, *ports, binding.address)
+    return _RECORD_KEY.pack(RECORD_BITS + prefix, kind | RECORD, 0, *ports, address)
 
 
 def pack_value(binding: Binding, destination: int, hits: int = 0) -> bytes:
@@ -67,7 +76,8 @@ def keys(binding: Binding) -> list[bytes]:
     parts = list(blocks(binding.low, binding.high))
     found = [pack_key(binding, *part) for part in parts]
     if len(parts) > 1:
-        found.insert(0, pack_key(binding, binding.low, binding.high, record=True))
+        where = (binding.kind, binding.prefix, binding.low, binding.high, binding.address)
+        found.insert(0, _pack_record_key(*where))
     return found
 
 
@@ -86,20 +96,47 @@ def value_rank(value: bytes) -> tuple[int, int]:
     return (low - high, low)
 
 
-def is_record(key: bytes) -> bool:
-    """Whether a key is a record, which packets do not meet."""
-    return bool(key[4] & RECORD)
+def own_key(key: bytes, value: bytes) -> bytes:
+    """Return the key that its binding has for itself, whatever others there are.
+
+    That of its only block, or its record; any of its keys and its value tell it.
+    """
+    _, _, low, high, prefix, _ = VALUE.unpack(value)
+    if key[4] & RECORD or block_size(key) == size_bit(low, high):
+        return key
+    _, kind, _, address = KEY.unpack(key)
+    return _pack_record_key(kind, prefix, low, high, address)
+
+
+def carried_hits(old: "Iterable[tuple[bytes, bytes]]", new: Table) -> Table:
+    """Return the values of those bindings of `new` that were in `old` too, with their hits there.
+
+    A binding's hits are those of all its keys; the sum goes to its own key.
+    """
+    carried: dict[bytes, int] = {}
+    for key, value in old:
+        own = own_key(key, value)
+        if new.get(own, b"")[8:] == value[8:]:
+            carried[own] = carried.get(own, 0) + U64.unpack_from(value)[0]
+    return {key: U64.pack(hits) + new[key][8:] for key, hits in carried.items()}
 
 
 def sizes(table: "Iterable[bytes]") -> list[int]:
     """Return, for each kind, the block sizes in use, as settings has them."""
     found = [0] * KINDS
-    for kind, low, high in {(key[4], key[6:8], key[8:10]) for key in table}:
-        if kind & RECORD:
-            found[kind & ~RECORD] |= RECORDS_IN_USE
+    # Of a million keys there are few such parts.
+    for part in {key[4:8] for key in table}:
+        if part[0] & RECORD:
+            found[part[0] & ~RECORD] |= RECORDS_IN_USE
         else:
-            found[kind] |= size_bit(int.from_bytes(low, "big"), int.from_bytes(high, "big"))
+            found[part[0]] |= block_size(bytes(4) + part)
     return found
+
+
+def block_size(key: bytes) -> int:
+    """Return how many ports the block of a key has."""
+    block = int.from_bytes(key[5:8], "big")
+    return block & -block
 
 
 def size_bit(low: int, high: int) -> int:
@@ -111,7 +148,9 @@ def unpack(table: "Iterable[tuple[bytes, bytes]]", labels: dict[int, str]) -> "I
     """Yield each binding of a trie once, in no order."""
     entries: dict[tuple[int, bytes, int, int, int], Entry] = {}
     for key, value in table:
-        _, kind, _, _, _, address = KEY.unpack(key)
+        _, kind, _, address = KEY.unpack(key)
+        if kind & RECORD:
+            _, kind, _, _, _, address = _RECORD_KEY.unpack(key)
         hits, destination, low, high, prefix, flags = VALUE.unpack(value)
         place = (kind & ~RECORD, address, prefix, low, high)
         if (entry := entries.get(place)) is None:

@@ -16,10 +16,11 @@ from ..errors import SetupError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 ANY, NOEXIST, EXIST = 0, 1, 2  # flags of update
 SK_LOOKUP = 36  # enum bpf_attach_type
+_PROGRAM_SK_LOOKUP = 30  # enum bpf_prog_type
 _LPM_TRIE = 11  # enum bpf_map_type
 _NO_PREALLOC = 1  # BPF_F_NO_PREALLOC
 _RDONLY = 8  # BPF_F_RDONLY
@@ -152,7 +153,7 @@ def pin(descriptor: int, path: str) -> None:
 
 
 def open_pin(path: str, readonly: bool = False) -> int:
-    """Return a descriptor of what is pinned there.  Programs and links cannot be read only."""
+    """Return a descriptor of what is pinned there.  A link cannot be had to be read only."""
     options = _ObjectGet(ctypes.sizeof(_ObjectGet), _RDONLY if readonly else 0)
     return _check(_lib.bpf_obj_get_opts(path.encode(), byref(options)), "open", path)
 
@@ -268,8 +269,13 @@ def update_many(descriptor: int, keys: bytes, values: bytes, count: int, of: str
     _check(_lib.bpf_map_update_batch(descriptor, keys, values, byref(done), None), "write many", of)
 
 
-def read_all(descriptor: int, key: int, value: int, of: str) -> "Iterator[tuple[bytes, bytes]]":
-    """Yield every key and value of a map whose octets per key and value are given."""
+def read_all(
+    descriptor: int, key: int, value: int, of: str, *, nonzero: bool = False
+) -> "Iterator[tuple[bytes, bytes]]":
+    """Yield every key and value of a map whose octets per key and value are given.
+
+    With `nonzero` only those whose first 64 bits are not 0, which is much faster of a million.
+    """
     batch = min(_BATCH, _BATCH_OCTETS // value)
     keys = ctypes.create_string_buffer(key * batch)
     values = ctypes.create_string_buffer(value * batch)
@@ -285,11 +291,21 @@ def read_all(descriptor: int, key: int, value: int, of: str) -> "Iterator[tuple[
             _check(result, "read", of)
         before = after
         raw_keys, raw_values = keys.raw, values.raw
-        for index in range(count.value):
+        indexes: Iterable[int] = range(count.value)
+        if nonzero:
+            firsts = memoryview(raw_values).cast("Q")[:: value // 8].tolist()
+            indexes = (index for index in indexes if firsts[index])
+        for index in indexes:
             yield (
                 raw_keys[index * key : index * key + key],
                 raw_values[index * value : index * value + value],
             )
+
+
+def has_sk_lookup() -> bool:
+    """Whether this kernel can load such programs, as far as it lets us find out."""
+    known: int = _lib.libbpf_probe_bpf_prog_type(_PROGRAM_SK_LOOKUP, None)
+    return known != 0
 
 
 def possible_cpus() -> int:

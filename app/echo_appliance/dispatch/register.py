@@ -11,14 +11,16 @@ Several sockets in one call are registered all, or none.
 import errno
 import os
 import socket
+import stat
 
 from ..errors import SetupError
 from ..inherit import FIRST_DESCRIPTOR, Inherited, describe, take
 from . import libbpf
-from .control import Labels, live
+from .labels import Labels, live
 from .layout import SLOTS, U32, slot_index
 from .model import kind_name
-from .state import Dispatcher, socket_cookie
+from .place import socket_cookie
+from .state import Dispatcher
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -254,23 +256,36 @@ def take_from(pid: int, rules: "Sequence[Rule]") -> list[tuple[str, socket.socke
 
 
 def _sockets_of(pid: int) -> "Iterator[socket.socket]":
+    """Yield copies of a process's sockets.
+
+    Tries every number: listing /proc/PID/fd of another user takes CAP_DAC_READ_SEARCH,
+    copying only CAP_SYS_PTRACE.
+    """
     try:
         pidfd = os.pidfd_open(pid)
+        numbers = range(_table_size(pid))
     except OSError as error:
         raise SetupError(f"process {pid}: {error.strerror}") from None
     try:
-        for name in sorted(os.listdir(f"/proc/{pid}/fd"), key=int):
+        for number in numbers:
             try:
-                if not os.readlink(f"/proc/{pid}/fd/{name}").startswith("socket:"):
-                    continue
-                descriptor = libbpf.take_descriptor(pidfd, int(name))
+                descriptor = libbpf.take_descriptor(pidfd, number)
             except OSError as error:
-                if error.errno not in (errno.ENOENT, errno.EBADF):
+                if error.errno != errno.EBADF:
                     raise
-                continue  # closed since
-            yield socket.socket(fileno=descriptor)
+                continue  # not open
+            if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+                yield socket.socket(fileno=descriptor)
+            else:
+                os.close(descriptor)
     finally:
         os.close(pidfd)
+
+
+def _table_size(pid: int) -> int:
+    """Return a number that is above every descriptor of a process."""
+    with open(f"/proc/{pid}/status") as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith("FDSize:"))
 
 
 def read_pid(text: str) -> int:

@@ -5,24 +5,31 @@ a packet noticing.  It is there to apply the file (again on SIGHUP), to register
 sockets before the first packet comes, to keep them registered, and for metrics.
 
 Its inherited sockets are its unit's: it never accepts or reads from them, so
-systemd, which has them too, starts the server when something arrives.
+whoever launched it and has them too can start the server when something arrives.
+systemd does so only once we have ended: to it, who has the sockets serves them.
+Hence `--once`, for a unit that registers and ends beside one that stays.
 """
 
 import os
 import signal
 
 from ..errors import SetupError, say
-from ..inherit import Inherited
+from ..inherit import Inherited, check_metrics
+from ..lending import SOCKET_NAME as REPLIES
+from ..limits import connection_limit
 from ..loop import Loop
 from ..metrics import SOCKET_NAME as METRICS
 from ..metrics_http import serve_metrics
 from ..notify import ServiceManager
 from ..service import Lifetimes, Service
-from . import control
+from . import program
 from .bulk import load_bindings, read_source
+from .explain import Steering
+from .lender import Lender, check_lender
 from .model import parse_label
+from .place import BusyError, Lock, Place
 from .register import borrow, register
-from .state import Dispatcher, Lock, Place
+from .state import Dispatcher
 from .status import metrics_text
 
 TYPE_CHECKING = False
@@ -36,11 +43,17 @@ class Sidecar:
     """What is to be in force: a file's bindings, and sockets by their names."""
 
     def __init__(
-        self, place: Place, wait: float, config: str | None, sockets: list[Inherited]
+        self,
+        place: Place,
+        wait: float,
+        config: str | None,
+        sockets: list[Inherited],
+        lenders: list[Lender],
     ) -> None:
         self._place = place
         self._wait = wait
         self._config = config
+        self._lenders = lenders
         # A unit's unix and vsock sockets come along; nothing can be steered to those.
         self._sockets = [(parse_label(one.name), one.socket) for one in sockets if one.is_internet]
 
@@ -51,10 +64,10 @@ class Sidecar:
             try:
                 Dispatcher(self._place, write=False).close()
             except SetupError:
-                control.load(self._place, control.CAPACITY, None, beside=False)
+                program.load(self._place, program.CAPACITY, None, beside=False)
                 say(f"dispatch: loaded into {self._place.path}")
-        # Sockets first: a binding without one drops.
-        self.register()
+        # Sockets first: a binding without one refuses what comes.
+        self.register(self._wait)
         self.apply()
 
     def apply(self) -> None:
@@ -67,11 +80,11 @@ class Sidecar:
         words = "unchanged" if count is None else f"{count} keys in force"
         say(f"dispatch: {self._config}: {words}")
 
-    def register(self) -> None:
+    def register(self, wait: float) -> None:
         """See that every socket is registered; say what was not."""
         if not self._sockets:
             return
-        with Lock(self._place, self._wait), Dispatcher(self._place, write=True) as dispatcher:
+        with Lock(self._place, wait), Dispatcher(self._place, write=True) as dispatcher:
             for line in register(dispatcher, self._sockets):
                 if not line.endswith("already"):
                     say(f"dispatch: {line}")
@@ -80,48 +93,80 @@ class Sidecar:
         """On SIGHUP: the file again.  What it says wrong is said, and the old stays in force."""
         try:
             self.apply()
-            self.register()
+            self.register(self._wait)
         except (SetupError, OSError) as error:
             say(f"dispatch: not reloaded: {error}")
 
     def check(self) -> None:
-        """Every few seconds: register again what someone took out, or a new dispatcher lacks."""
+        """Every few seconds: register again what someone took out, or a new dispatcher lacks.
+
+        Raises SetupError when someone unloaded it, and the sockets are not ours: bindings alone
+        would refuse everything, and whoever starts us again has them registered first.
+        """
+        loaded = os.path.exists(f"{self._place.path}/link")
+        if not (loaded or self._sockets):
+            raise SetupError("someone unloaded dispatch, and the sockets are not ours to register")
         try:
-            if os.path.exists(f"{self._place.path}/link"):
-                self.register()
+            if loaded:
+                self.register(0.0)
             else:
-                self.start()  # someone unloaded it
+                self.start()
+        except BusyError:
+            pass  # something is changed now, which may take seconds: look again, serve meanwhile
         except (SetupError, OSError) as error:
             say(f"dispatch: {error}")
 
     def page(self) -> str:
         """Return the page of the socket named metrics: what the kernel counted."""
         with Dispatcher(self._place, write=False) as dispatcher:
-            return metrics_text(dispatcher)
+            return metrics_text(dispatcher) + self._lending_text()
+
+    def _lending_text(self) -> str:
+        """The part of the page that only we know."""
+        name = "echo_appliance_dispatch_reply_sockets"
+        lent = sum(lender.lent for lender in self._lenders)
+        lines = [f"# HELP {name} Sockets that are lent.", f"# TYPE {name} gauge", f"{name} {lent}"]
+        refused: dict[str, int] = {}
+        for lender in self._lenders:
+            for reason, count in lender.refused.items():
+                refused[reason] = refused.get(reason, 0) + count
+        name += "_refused_total"
+        lines += [f"# HELP {name} Sockets that were not lent.", f"# TYPE {name} counter"]
+        lines += [f'{name}{{reason="{why}"}} {count}' for why, count in sorted(refused.items())]
+        return "\n".join(lines) + "\n"
 
     def snapshot(self) -> "Snapshot":
         """No connections of our own to count."""
         return {}
 
 
-def run(place: Place, wait: float, config: str | None) -> int:
+def run(place: Place, wait: float, config: str | None, once: bool) -> int:
     """Be the sidecar until SIGTERM; what is in force stays.  Returns the exit status.
 
-    With sockets, without a file, or both.
+    With sockets, with a file, or both.  Once: only set up, and end.
     """
     inherited = borrow() if "LISTEN_FDS" in os.environ else []
     metrics = [one for one in inherited if one.name == METRICS]
-    steered = [one for one in inherited if one.name != METRICS]
-    sidecar = Sidecar(place, wait, config, steered)
-    sidecar.start()
+    asked = [one for one in inherited if one.name == REPLIES]
+    steered = [one for one in inherited if one.name not in (METRICS, REPLIES)]
+    check_metrics(metrics)
+    check_lender(asked)
     loop = Loop()
-    names = ", ".join(sorted({one.name for one in steered})) or "nothing yet"
+    capacity = connection_limit(None) // len(asked) if asked else 0
+    lenders = [Lender(loop, one, Steering(place), capacity) for one in asked]
+    sidecar = Sidecar(place, wait, config, steered, lenders)
+    sidecar.start()
+    if once:
+        return 0
+    names = ", ".join(sorted({one.name for one in steered})) or config or "nothing yet"
     service = Service(loop, ServiceManager(), sidecar, Lifetimes(), f"dispatch to {names}")
     service.obey_signals()
     loop.on_signal(signal.SIGHUP, sidecar.reload)
     for one in metrics:
         one.socket.setblocking(False)  # this one we serve ourselves
         serve_metrics(service, one, sidecar)
+    for lender in lenders:
+        service.add_source(lender, is_work=False)
     service.add_source(_Watch(loop, sidecar))
     return service.run()
 

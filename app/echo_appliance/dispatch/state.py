@@ -10,19 +10,16 @@ killed at any point leaves the old or the new.  Between such a step and the
 renaming of the pin that belongs to it, a pin's name ends in -new; whoever
 takes the lock next finishes that (`_heal`) or undoes it.
 
-A namespace is known by its cookie, which is never given twice; its inode is.
 Readers take no lock: what they read is replaced whole.
 """
 
-import errno
-import fcntl
 import os
-import socket
-import time
 
 from ..errors import SetupError
 from . import libbpf
-from .layout import DESTINATION, KEY, LAYOUT, SETTINGS, U32, U64, VALUE
+from .layout import DESTINATION, KEY, LAYOUT, SETTINGS, U32, VALUE
+from .place import Place, give_to_owner
+from .settings import Settings
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,150 +27,8 @@ if TYPE_CHECKING:
 
     Row = tuple[str, tuple[int, ...]]
 
-NAME = "echo-appliance"
 MAPS = ("bindings", "settings", "destinations", "sockets", "counters", "explained")
 ZERO = bytes(4)
-_SO_NETNS_COOKIE = 71
-_SELF_NETNS = "/proc/self/ns/net"
-
-
-class Place:
-    """A network namespace, and the directory under a bpffs where its dispatcher is pinned."""
-
-    __slots__ = ("base", "bpffs", "cookie", "netns", "path")
-
-    def __init__(self, bpffs: str, netns: str | None) -> None:
-        """Enter the namespace, if it is another one than ours.  Raises SetupError."""
-        self.netns = _enter(netns)
-        self.bpffs = bpffs
-        self.base = f"{bpffs}/{NAME}"
-        self.cookie = netns_cookie()
-        self.path = f"{self.base}/{self.cookie}"
-
-    def check_bpffs(self) -> None:
-        """Raise SetupError where pins would not be pins."""
-        if _filesystem(self.bpffs) != "bpf":
-            raise SetupError(
-                f"{self.bpffs} is not a bpffs: mount -t bpf bpf {self.bpffs}, or give --bpffs PATH"
-            )
-
-
-def netns_cookie() -> int:
-    """Return the cookie of the network namespace that we are in (Linux 5.14)."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        return socket_cookie(sock)
-
-
-def socket_cookie(sock: socket.socket) -> int:
-    """Return the cookie of the network namespace that a socket belongs to."""
-    try:
-        octets = sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
-    except OSError as error:
-        if error.errno != errno.ENOPROTOOPT:
-            raise
-        raise SetupError(f"dispatch needs Linux 5.14; this is {os.uname().release}") from None
-    cookie: int = U64.unpack(octets)[0]
-    return cookie
-
-
-def _enter(path: str | None) -> int:
-    try:
-        netns = os.open(path or _SELF_NETNS, os.O_RDONLY | os.O_CLOEXEC)
-        if path is not None and not os.path.samestat(os.fstat(netns), os.stat(_SELF_NETNS)):
-            libbpf.enter_netns(netns)
-    except OSError as error:
-        if error.errno == errno.EPERM:
-            raise SetupError(f"--netns {path}: entering it needs CAP_SYS_ADMIN") from None
-        raise SetupError(f"--netns {path}: {error.strerror}") from None
-    return netns
-
-
-def _filesystem(path: str) -> str:
-    """Return the type of the file system that a path is on, by /proc/self/mountinfo."""
-    path = os.path.realpath(path)
-    best, kind = "", ""
-    with open("/proc/self/mountinfo") as lines:
-        for line in lines:
-            words, _, rest = line.partition(" - ")
-            mount = words.split()[4]
-            inside = path == mount or path.startswith(mount.rstrip("/") + "/")
-            if inside and len(mount) >= len(best):  # of mounts on each other, the last is seen
-                best, kind = mount, rest.split()[0]
-    return kind
-
-
-class Lock:
-    """Of all dispatch commands on one bpffs, one changes things at a time."""
-
-    def __init__(self, place: Place, wait: float) -> None:
-        self._path = f"{place.base}/lock"
-        self._wait = wait
-        self._descriptor = -1
-
-    def __enter__(self) -> "Lock":
-        os.makedirs(os.path.dirname(self._path), mode=0o755, exist_ok=True)
-        try:
-            # Nobody else can open it, so nobody who may only read can make writers wait.
-            os.mkdir(self._path, 0o700)
-        except FileExistsError:
-            pass
-        self._descriptor = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        deadline = time.monotonic() + self._wait
-        while not self._try():
-            if time.monotonic() > deadline:
-                os.close(self._descriptor)
-                raise SetupError(
-                    f"another dispatch command has held {self._path} for {self._wait:g} s: "
-                    f"let it end (fuser {self._path} names it), or give --wait SECONDS"
-                )
-            time.sleep(0.01)
-        return self
-
-    def _try(self) -> bool:
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._descriptor)
-
-
-class Settings:
-    """The value of the settings map."""
-
-    __slots__ = ("capacity", "layout", "local_ports", "sizes", "source")
-
-    def __init__(self, octets: bytes) -> None:
-        layout, *sizes, low, high, source, capacity = SETTINGS.unpack(octets)
-        self.layout = layout
-        self.sizes = sizes
-        self.local_ports = (low, high)
-        self.source = source  # digest of the file in force; zeroes: unknown
-        self.capacity = capacity
-
-    def pack(self) -> bytes:
-        """Return it as the kernel has it."""
-        return SETTINGS.pack(
-            self.layout, *self.sizes, *self.local_ports, self.source, self.capacity
-        )
-
-
-def new_settings(capacity: int) -> Settings:
-    """Return the settings of an empty dispatcher in this network namespace."""
-    fresh = Settings(bytes(SETTINGS.size))
-    fresh.layout = LAYOUT
-    fresh.local_ports = read_local_ports()
-    fresh.capacity = capacity
-    return fresh
-
-
-def read_local_ports() -> tuple[int, int]:
-    """Return the first and last port that this namespace gives to clients."""
-    with open("/proc/sys/net/ipv4/ip_local_port_range") as text:
-        low, high = text.read().split()
-    return int(low), int(high)
 
 
 class Dispatcher:
@@ -250,14 +105,16 @@ class Dispatcher:
     def descriptor(self, name: str) -> int:
         """Return the descriptor of a pin (borrowed)."""
         if name not in self._open:
-            readonly = not (self._write or name.startswith(("link", "program", "explain")))
+            readonly = not (self._write or name.startswith(("link", "program")))
             path = f"{self.place.path}/{name}"
             self._open[name] = libbpf.open_pin(path, readonly)
         return self._open[name]
 
     def adopt(self, name: str, descriptor: int) -> None:
         """Pin a new object as NAME-new and keep its descriptor; settle() gives it its name."""
-        pin_for_group(descriptor, f"{self.place.path}/{name}-new", readable=name == "trie")
+        pin_for_group(
+            descriptor, f"{self.place.path}/{name}-new", readable=name in ("trie", "explain")
+        )
         self._open[f"{name}-new"] = descriptor
 
     def settle(self, name: str) -> None:
@@ -361,8 +218,9 @@ class Dispatcher:
 
 
 def pin_for_group(descriptor: int, path: str, readable: bool) -> None:
-    """Pin an object; a map may be read by its group, which bpffs directories hand down."""
+    """Pin an object; a group may read maps and ask programs, and gets in by the directory's."""
     libbpf.pin(descriptor, path)
+    give_to_owner(path)
     os.chmod(path, 0o640 if readable else 0o600)
 
 

@@ -4,8 +4,9 @@ Reads only; a group that may read the pins needs no capability for it.
 """
 
 from . import libbpf
-from .control import entries, live
-from .layout import COUNTERS, KINDS, U32
+from .control import entries
+from .labels import live, read_counters
+from .layout import KINDS
 from .model import PROTOCOLS, Binding, kind_name, order
 from .state import Dispatcher
 
@@ -47,16 +48,8 @@ def destinations(dispatcher: Dispatcher, bound: "Iterable[Entry]") -> list[Desti
             rows[number, kind].cookies.append(cookie)
     used = {place: row for place, row in rows.items() if row.bindings or row.cookies}
     for (number, kind), row in used.items():
-        row.lookups, row.misses, row.errors = _counters(dispatcher, number, kind)
+        row.lookups, row.misses, row.errors = read_counters(dispatcher, number, kind)
     return sorted(used.values(), key=lambda row: (row.label, row.kind & 1, row.kind >> 1))
-
-
-def _counters(dispatcher: Dispatcher, number: int, kind: int) -> tuple[int, ...]:
-    """Add up what the CPUs counted."""
-    octets = COUNTERS.size * libbpf.possible_cpus()
-    key = U32.pack(number * KINDS + kind)
-    value = libbpf.lookup(dispatcher.descriptor("counters"), key, octets)
-    return tuple(map(sum, zip(*COUNTERS.iter_unpack(value or bytes(octets)), strict=True)))
 
 
 def others(dispatcher: Dispatcher) -> list[int]:

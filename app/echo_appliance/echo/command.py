@@ -6,12 +6,13 @@ from ..accept import Acceptor
 from ..admission import Admission
 from ..errors import SetupError
 from ..inherit import Inherited, check_metrics, describe_all, take
-from ..limits import connection_limit
+from ..lending import SOCKET_NAME as REPLIES
+from ..limits import connection_limit, share
 from ..loop import Loop
 from ..metrics import SOCKET_NAME as METRICS
 from ..metrics import Registry
 from ..notify import ServiceManager
-from ..options import Parser, add_service_options
+from ..options import Parser, ServiceOptions, add_service_options
 from ..service import Lifetimes, Service
 from .connection import Connection, Endpoint
 from .stream import StreamConnection
@@ -23,17 +24,9 @@ if TYPE_CHECKING:
     from ..service import Manager
 
 
-class Options:
+class Options(ServiceOptions):
     """What the command line says; filled by the parser."""
 
-    max_connections: int | None
-    max_connections_per_source: int
-    idle_timeout: float
-    exit_idle: float
-    drain: float
-    start_sleep: float
-    workers: int
-    debug: bool
     allow_any_source: bool
 
 
@@ -42,13 +35,14 @@ def main(arguments: "Sequence[str]") -> int:
     options = _parse(arguments)
     sockets = take()
     metrics = [one for one in sockets if one.name == METRICS]
-    served = [one for one in sockets if one.name != METRICS]
+    lender = _lender([one for one in sockets if one.name == REPLIES])
+    served = [one for one in sockets if one.name not in (METRICS, REPLIES)]
     _check_roles(served, metrics, options.workers)
     limit = connection_limit(options.max_connections)
     if options.workers > 1:
-        return _run_workers(options, limit, served, metrics)
+        return _run_workers(options, limit, served, metrics, lender)
     registry = Registry()
-    service = _build(Loop(), ServiceManager(), registry, served, options, limit)
+    service = _build(Loop(), ServiceManager(), registry, served, lender, options, limit)
     if metrics:
         from ..metrics_http import serve_metrics
 
@@ -69,10 +63,25 @@ def _parse(arguments: "Sequence[str]") -> Options:
     return parser.parse(arguments, Options())
 
 
+def _lender(sockets: list[Inherited]) -> socket.socket | None:
+    """Return the socket by which dispatch's sidecar lends reply sockets (borrow.py)."""
+    for inherited in sockets:
+        if not (inherited.is_dgram and inherited.connected) or inherited.is_internet:
+            raise SetupError(
+                f"{inherited} cannot ask for reply sockets: pass a unix datagram socket that is "
+                "connected to the sidecar's (OpenFile= does that)"
+            )
+    if len(sockets) > 1:
+        raise SetupError(f"{len(sockets)} sockets named {REPLIES!r} were passed: pass one")
+    return sockets[0].socket if sockets else None
+
+
 def _check_roles(served: list[Inherited], metrics: list[Inherited], workers: int) -> None:
     check_metrics(metrics)
     if not served:
-        raise SetupError(f"only sockets named {METRICS!r} were passed: pass one to echo on, too")
+        raise SetupError(
+            f"only sockets named {METRICS!r} or {REPLIES!r} were passed: pass one to echo on, too"
+        )
     if workers > 1:
         for inherited in served:
             if not (inherited.listening or inherited.is_dgram):
@@ -82,9 +91,16 @@ def _check_roles(served: list[Inherited], metrics: list[Inherited], workers: int
 
 
 def _run_workers(
-    options: Options, limit: int, served: list[Inherited], metrics: list[Inherited]
+    options: Options,
+    limit: int,
+    served: list[Inherited],
+    metrics: list[Inherited],
+    lender: socket.socket | None,
 ) -> int:
     from ..workers import Link, supervise
+
+    if any(one.is_dgram and one.is_internet for one in served):
+        from . import replies  # noqa: F401 - before the fork: what all workers know is in it
 
     if 0 < limit < options.workers:
         raise SetupError(
@@ -93,8 +109,8 @@ def _run_workers(
         )
 
     def build(loop: Loop, link: Link, number: int) -> Service:
-        share = limit * (number + 1) // options.workers - limit * number // options.workers
-        return _build(loop, link, Registry(), served, options, share)
+        own = share(limit, number, options.workers)
+        return _build(loop, link, Registry(), served, lender, options, own)
 
     lifetimes = Lifetimes(options.drain, options.exit_idle, options.start_sleep)
     return supervise(options.workers, build, lifetimes, describe_all(served), metrics)
@@ -105,6 +121,7 @@ def _build(
     manager: "Manager",
     registry: Registry,
     served: list[Inherited],
+    lender: socket.socket | None,
     options: Options,
     limit: int,
 ) -> Service:
@@ -119,7 +136,7 @@ def _build(
             idle_timeout=options.idle_timeout, debug=options.debug,
         )  # fmt: skip
         if inherited.is_dgram:
-            _serve_datagrams(endpoint, inherited, served, options.allow_any_source)
+            _serve_datagrams(endpoint, inherited, served, lender, options.allow_any_source)
         else:
             _serve_connections(endpoint, inherited)
     return service
@@ -150,13 +167,17 @@ def _serve_connections(endpoint: Endpoint, inherited: Inherited) -> None:
 
 
 def _serve_datagrams(
-    endpoint: Endpoint, inherited: Inherited, served: list[Inherited], any_source: bool
+    endpoint: Endpoint,
+    inherited: Inherited,
+    served: list[Inherited],
+    lender: socket.socket | None,
+    any_source: bool,
 ) -> None:
     from .datagram import InternetDatagrams, UnixDatagrams, refused_addresses, refused_ports
 
     if inherited.is_internet:
         refused = frozenset[int]() if any_source else refused_ports(served)
-        endpoint.service.add_source(InternetDatagrams(endpoint, inherited, refused))
+        endpoint.service.add_source(InternetDatagrams(endpoint, inherited, refused, lender))
     else:
         refused_here = refused_addresses(served)
         endpoint.service.add_source(UnixDatagrams(endpoint, inherited, refused_here))

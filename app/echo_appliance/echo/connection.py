@@ -1,10 +1,9 @@
 """What stream and seqpacket echo share: a connection's ownership, idleness and end."""
 
-import errno
 import select
 import socket
-import struct
 
+from ..endings import reason_of, reset_on_close
 from ..errors import say
 
 TYPE_CHECKING = False
@@ -12,15 +11,6 @@ if TYPE_CHECKING:
     from ..admission import Admission
     from ..metrics import Counters
     from ..service import Service
-
-# struct linger { int l_onoff; int l_linger; }: close() sends a reset, and discards.
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
-
-_REASONS = {
-    errno.ECONNRESET: "reset",
-    errno.EPIPE: "reset",
-    errno.ETIMEDOUT: "peer-timeout",
-}
 
 
 class Endpoint:
@@ -89,17 +79,12 @@ class Connection:
     def abort(self, reason: str) -> None:
         """End the connection now; if that cuts its data short, by a reset, so that it is seen."""
         if self.unsent:
-            try:
-                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-            except OSError:
-                pass  # not every policy lets us; then the peer sees an EOF
+            reset_on_close(self._socket)
         self._endpoint.counters.end(reason)
         self._close()
 
     def _fail(self, error: OSError) -> None:
-        number = error.errno or 0
-        code = errno.errorcode.get(number, str(number))
-        self._endpoint.counters.end(_REASONS.get(number, code.lower()))
+        self._endpoint.counters.end(reason_of(error))
         self._close()
 
     def _close(self) -> None:

@@ -8,25 +8,24 @@ anything can be set upon each other for ever by one forged datagram
 (CVE-1999-0103, CVE-2024-2169); hence REFUSED_PORTS.
 """
 
-import errno
 import os
 import select
 import socket
 
+from ..answers import ask_for_destination, let_answers_be_long, send_reason
+from ..buffer import VIEW
 from ..errors import say
 from ..inherit import Inherited
-from ..linux import IP_RECVORIGDSTADDR, IPV6_FREEBIND, IPV6_RECVORIGDSTADDR
-from .buffer import VIEW, let_answers_be_long
+from ..original import ANCILLARY_SIZE, answer_from, answer_to, destination, local_address
 from .connection import Endpoint
-from .original import ANCILLARY_SIZE, answer_from, answer_to, destination, local_address
 from .replies import Replies
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from .original import Ancillary
-    from .replies import Peer
+    from ..lending import Address
+    from ..original import Ancillary
 
     Refused = frozenset[object]
 
@@ -45,16 +44,6 @@ REFUSED_PORTS = frozenset((
     1434, 1900, 3702,  # MS-SQL, SSDP, WS-Discovery
     5060, 5353, 5683, 11211,  # SIP, multicast DNS, CoAP, memcached
 ))  # fmt: skip
-
-_SEND_REASONS = {
-    errno.EAGAIN: "send-buffer-full",
-    errno.ENOBUFS: "send-buffer-full",
-    errno.ENOENT: "client-address-not-reachable",  # a path of another mount namespace
-    errno.ECONNREFUSED: "client-gone",
-    errno.EACCES: "not-permitted",
-    errno.EPERM: "not-permitted",
-    errno.ENETUNREACH: "no-way-back",  # also from a directed broadcast, which is no source
-}
 
 _buffers = [VIEW]
 
@@ -97,12 +86,18 @@ class _Datagrams:
 class InternetDatagrams(_Datagrams):
     """Echoes on a UDP socket, IPv4, IPv6 or both."""
 
-    def __init__(self, endpoint: Endpoint, inherited: Inherited, refused: frozenset[int]) -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        inherited: Inherited,
+        refused: frozenset[int],
+        lender: socket.socket | None,
+    ) -> None:
         super().__init__(endpoint, inherited)
         self._refused = refused
         self._answers: dict[bytes, Ancillary | None] = {}
         self._port = inherited.socket.getsockname()[1]
-        self._replies = Replies(endpoint)
+        self._replies = Replies(endpoint, inherited.socket, lender)
         ask_for_destination(inherited)
 
     def close(self) -> None:
@@ -165,7 +160,7 @@ class InternetDatagrams(_Datagrams):
         self._answers[sent_to] = answer
         return answer
 
-    def _answer_elsewhere(self, sent_to: bytes, peer: "Peer", size: int) -> "Ancillary | None":
+    def _answer_elsewhere(self, sent_to: bytes, peer: "Address", size: int) -> "Ancillary | None":
         """Answer from another port than ours, for dispatch; or not at all, for a group.
 
         Returns None when that is done, else how to answer from here after all.
@@ -181,11 +176,7 @@ class InternetDatagrams(_Datagrams):
         if self._replies.is_own(local, peer):
             counters.drop("own-answer")
             return None
-        if not self._replies.answer(local, peer, size):
-            return answer_to(sent_to)
-        counters.datagrams_sent += 1
-        counters.sent += size
-        return None
+        return None if self._replies.answer(local, peer, size) else answer_to(sent_to)
 
 
 class UnixDatagrams(_Datagrams):
@@ -280,27 +271,3 @@ def _identity(address: "str | bytes") -> object:
     except OSError:
         return address  # not to be reached here: sending will say why
     return (found.st_dev, found.st_ino)
-
-
-def ask_for_destination(inherited: Inherited) -> None:
-    """Let the kernel report where each datagram was sent to, and let answers leave from there."""
-    options = [
-        # A dual-stack socket reports IPv4 destinations by the IPv4 option.
-        (socket.IPPROTO_IP, IP_RECVORIGDSTADDR, "IP_RECVORIGDSTADDR"),
-    ]
-    if inherited.family == socket.AF_INET6:
-        options += [
-            (socket.IPPROTO_IPV6, IPV6_RECVORIGDSTADDR, "IPV6_RECVORIGDSTADDR"),
-            (socket.IPPROTO_IPV6, IPV6_FREEBIND, "IPV6_FREEBIND"),
-        ]
-    for level, option, name in options:
-        try:
-            inherited.socket.setsockopt(level, option, 1)
-        except OSError as error:
-            say(f"{inherited}: {name} refused ({error.strerror}); the kernel picks the address")
-
-
-def send_reason(error: OSError) -> str:
-    """Name why a datagram could not be sent, for the counters."""
-    number = error.errno or 0
-    return _SEND_REASONS.get(number, errno.errorcode.get(number, str(number)).lower())

@@ -12,8 +12,9 @@ import select
 import socket
 import struct
 
+from ..answers import let_answers_be_long
+from ..buffer import VIEW
 from ..errors import say
-from .buffer import VIEW, let_answers_be_long
 from .connection import Connection, Endpoint
 
 # Room for struct ucred and nothing else, so that a peer cannot make us take descriptors:

@@ -9,7 +9,7 @@ ours, whatever its peer does, and nothing while it keeps up.
 import select
 import socket
 
-from .buffer import VIEW
+from ..buffer import VIEW
 from .connection import Connection, Endpoint
 
 # One large read does what several small ones would, in one turn of the loop.  Bulk echo by

@@ -2,9 +2,13 @@
 
 import sys
 
+from ..inherit import format_address
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from .proxy_protocol import Header
 
     Fields = Mapping[str, str | int | float]
 
@@ -20,8 +24,48 @@ class AccessLog:
         else:
             self._format = _as_text
 
-    def write(self, fields: "Fields") -> None:
+    def passage(
+        self,
+        route: str,
+        client: str,
+        header: "Header | None",
+        *,
+        target: str = "",
+        octets: tuple[int, int] = (0, 0),
+        seconds: float = 0.0,
+        server_name: str | None = None,
+        end: str,
+    ) -> None:
+        """Write about a stream's client: of the header's name if it has one.
+
+        `octets` are those from it and those to it.
+        """
+        if header is not None and header.source[0]:
+            client = format_address(header.source)
+        named = {} if server_name is None else {"server_name": server_name}
+        self.write(route, client, target, octets, seconds, end, named)
+
+    def write(
+        self,
+        route: str,
+        client: str,
+        target: str,
+        octets: tuple[int, int],
+        seconds: float,
+        end: str,
+        more: "Mapping[str, str] | None" = None,
+    ) -> None:
         """Write a line.  A log that nobody takes any more is no reason to stop serving."""
+        fields: Fields = {
+            "route": route,
+            "client": client,
+            "target": target,
+            "received": octets[0],
+            "sent": octets[1],
+            "seconds": round(seconds, 3),
+            "end": end,
+            **(more or {}),
+        }
         try:
             sys.stdout.write(self._format(fields) + "\n")
             sys.stdout.flush()

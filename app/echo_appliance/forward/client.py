@@ -28,14 +28,12 @@ def header_of(client: socket.socket) -> "Header":
     return Header(family, (hosts[0], source[1]), (hosts[1], destination[1]))
 
 
-def describe_client(client: socket.socket, header: "Header | None") -> str:
-    """Return the client's address for the access log."""
-    if header is not None and header.source[0]:
-        return format_address(header.source)
+def name_of(client: socket.socket, source: str | None) -> str:
+    """Return the client's address for the access log; what accept() told when it is gone."""
     try:
         name = client.getpeername()
     except OSError:
-        return "?"  # it was reset
+        return source or "?"  # it was reset
     return format_address(name) or "unix"
 
 

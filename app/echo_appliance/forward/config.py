@@ -14,7 +14,8 @@
 Raises ParseError with the place and, in words, what to do.
 """
 
-from ..admission import Admission
+import os
+
 from ..errors import ParseError
 from .destination import Balance, Destination, ProxyVersion
 from .peers import Peers
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     Table = dict[str, Any]
 
 YEAR = 366 * 86400
+FOLDER_LIMIT = 90  # octets; a unix socket's path has 107
 
 
 def load(path: str, defaults: "Table") -> dict[str, Route]:
@@ -78,7 +80,6 @@ def _parse_route(name: str, table: object, common: "Table") -> Route:
         raise ParseError(f'{where}: nowhere to go: write to = "tcp:HOST:PORT", or tls rules')
     if route.tls is not None and route.destination is not None:
         _add_rule(where, route.tls, DEFAULT, [], route.destination)
-    route.admission = Admission(route.max_connections, route.max_connections_per_source)
     _check_kinds(where, route)
     return route
 
@@ -162,6 +163,14 @@ def _peers(value: object) -> Peers:
     return Peers(_texts(value))
 
 
+def _folder(value: object) -> str:
+    if not isinstance(value, str) or not value.startswith("/") or "\0" in value:
+        raise ParseError(f"{value!r} is not the absolute path of a folder")
+    if len(os.fsencode(value)) > FOLDER_LIMIT:
+        raise ParseError(f"{value!r} is too long: {FOLDER_LIMIT} octets leave room for a name")
+    return value
+
+
 def _seconds(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= YEAR:
         raise ParseError(f"{value!r} is not a number of seconds, 0 or more")
@@ -201,6 +210,7 @@ _DESTINATION = {
 _ROUTE = {
     "accept-proxy-from": _peers,
     "allow": _peers,
+    "answers-in": _folder,
     "deny": _peers,
     "idle-timeout": _seconds,
     "keepalive": _keepalive,
@@ -248,6 +258,8 @@ def _describe_rules(route: Route) -> list[str]:
     ):
         if peers is not None:
             lines.append(f"{words} {', '.join(peers.texts) or 'nobody'}")
+    if route.answers_in:
+        lines.append(f"unix datagram backends answer to sockets in {route.answers_in}")
     for words, value in (
         ("connections: at most", route.max_connections),
         ("connections of one source: at most", route.max_connections_per_source),

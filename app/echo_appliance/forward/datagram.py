@@ -10,14 +10,16 @@ What cannot be sent now is dropped and counted, as UDP does.
 """
 
 import errno
+import os
 import select
 import socket
 from time import monotonic
 
-from ..echo.buffer import VIEW, let_answers_be_long
-from ..echo.datagram import ask_for_destination, send_reason
-from ..echo.original import ANCILLARY_SIZE, answer_from
+from ..answers import ask_for_destination, let_answers_be_long, send_reason
+from ..buffer import VIEW
+from ..errors import say
 from ..inherit import Inherited, format_address
+from ..original import ANCILLARY_SIZE, answer_from
 from .destination import Backend
 from .dial import Dial
 from .passage import Entrance
@@ -25,8 +27,9 @@ from .route import Route, release
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ..echo.original import Ancillary
     from ..loop import Timer
+    from ..original import Ancillary
+    from .access_log import AccessLog
 
     # As recvmsg() gives it; None for a unix client that has none.
     Address = tuple[object, ...] | str | bytes | None
@@ -65,7 +68,7 @@ class Datagrams:
         self.entrance.house.loop.watch(self._socket.fileno(), select.EPOLLIN, self._on_readable)
 
     def look_again(self) -> None:
-        """Nothing to do: there are no workers in forward mode."""
+        """Nothing to do: one worker alone has this socket."""
 
     def close(self) -> None:
         """Take no more; sessions answer until they are over."""
@@ -146,9 +149,9 @@ class Datagrams:
 class Session:
     """One client's datagrams.  Owns the socket to the backend."""
 
-    __slots__ = ("_backend", "_datagrams", "_dial", "_octets", "_over", "_route", "_source",
-                 "_started_at", "_target", "_timer", "_touched_at", "_waiting", "answer",
-                 "key")  # fmt: skip
+    __slots__ = ("_backend", "_datagrams", "_dial", "_octets", "_over", "_path", "_route",
+                 "_source", "_started_at", "_target", "_timer", "_touched_at", "_waiting",
+                 "answer", "key")  # fmt: skip
 
     def __init__(
         self,
@@ -167,6 +170,7 @@ class Session:
         self._dial: Dial | None = None
         self._waiting: list[bytes] = []
         self._target = ""
+        self._path = ""  # of the socket to the backend, if it has one in the file system
         self._octets = [0, 0]  # received from the client, sent to it
         self._over = False
         self._started_at = monotonic()
@@ -199,15 +203,34 @@ class Session:
     def connected(self, sock: socket.socket, backend: Backend) -> None:
         """A backend is there, as far as one can know."""
         self._dial = None
-        self._backend = sock
         self._target = backend.target.text
-        if sock.family == socket.AF_UNIX:
-            sock.bind("")  # an abstract name, so that it can be answered
-            let_answers_be_long(sock)
+        if sock.family == socket.AF_UNIX and not self._take_address(sock):
+            sock.close()
+            self._end("no-address-for-answers")
+            return
+        self._backend = sock
         self._datagrams.entrance.house.loop.watch(sock.fileno(), select.EPOLLIN, self._on_readable)
         waiting, self._waiting = self._waiting, []
         for octets in waiting:
             self._send(octets)
+
+    def _take_address(self, sock: socket.socket) -> bool:
+        """Give a unix socket an address that its backend can answer to; False when that failed."""
+        folder = self._route.answers_in
+        # Random, for in containers all processes have one number.  Abstract without a folder.
+        path = f"{folder}/{os.urandom(8).hex()}" if folder else ""
+        try:
+            sock.bind(path)
+            if path:
+                self._path = path
+                # The folder's mode says who comes here at all; and of those, connected as it is,
+                # only the backend is heard.
+                os.chmod(path, 0o666)  # noqa: S103
+        except OSError as error:
+            say(f"route.{self._route.name}: no socket in {folder or 'abstract'}: {error.strerror}")
+            return False
+        let_answers_be_long(sock)
+        return True
 
     def not_connected(self, reason: str) -> None:
         """No backend: what waits is lost, and what comes later begins a new session."""
@@ -280,10 +303,12 @@ class Session:
             house.loop.forget(self._backend.fileno())
             self._backend.close()
             self._backend = None
+        if self._path:
+            self._remove_address()
         for _ in self._waiting:
             entrance.counters.drop(reason)
         if house.access_log is not None:
-            self._log(reason)
+            self._log(house.access_log, reason)
         if reason != "eof":
             entrance.counters.end(reason)
         entrance.counters.open -= 1
@@ -291,20 +316,21 @@ class Session:
         self._datagrams.forget(self)
         house.service.closed(self)
 
-    def _log(self, reason: str) -> None:
-        log = self._datagrams.entrance.house.access_log
-        if log is None:
-            return
-        fields: dict[str, str | int | float] = {
-            "route": self._route.name,
-            "client": format_address(self.key[0]) or "unix",
-            "target": self._target,
-            "received": self._octets[0],
-            "sent": self._octets[1],
-            "seconds": round(monotonic() - self._started_at, 3),
-            "end": "idle" if reason == "eof" else reason,
-        }
-        log.write(fields)
+    def _remove_address(self) -> None:
+        try:
+            os.unlink(self._path)
+        except OSError:
+            pass  # somebody has cleaned up
+
+    def _log(self, log: "AccessLog", reason: str) -> None:
+        log.write(
+            self._route.name,
+            format_address(self.key[0]) or "unix",
+            self._target,
+            (self._octets[0], self._octets[1]),
+            monotonic() - self._started_at,
+            "idle" if reason == "eof" else reason,
+        )
 
 
 def _source(peer: object) -> str | None:

@@ -11,13 +11,14 @@ import errno
 import select
 import socket
 
+from ..plain import PlainSocket
 from .destination import Backend, Destination
 from .target import address_of, is_passed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Protocol, cast
+    from typing import Protocol
 
     from ..loop import Loop, Timer
     from .resolve import Address, Resolver
@@ -35,13 +36,11 @@ FIRST_PAUSE = 0.05  # between two rounds of asking all; doubles up to LAST_PAUSE
 LAST_PAUSE = 1.0
 BACKLOG_PAUSE = 0.01  # a unix socket's backlog is full: nothing tells when it no longer is
 
-# The type that socket.socket is a Python layer above, which would cost each connection 3 us.
-_Socket = cast("type[socket.socket]", socket.SocketType) if TYPE_CHECKING else socket.SocketType
 _FLAGS = socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
-_INTERNET = (socket.AF_INET, socket.AF_INET6)
 _PENDING = (errno.EINPROGRESS, errno.EALREADY)
 _REASONS = {
     errno.ECONNREFUSED: "connect-refused",
+    errno.ECONNRESET: "connect-refused",  # what vsock calls it
     errno.ENOENT: "connect-refused",  # a unix socket that is not there (yet)
     errno.ETIMEDOUT: "connect-timeout",
 }
@@ -103,16 +102,11 @@ class Dial:
     def _ask(self, backend: Backend) -> bool:
         """Begin with a backend; False when it has failed already."""
         target = backend.target
-        if is_passed(target):
-            sock = self._standby.take(target.path)
-            if sock is None:
-                self._reason = "descriptor-used-up"
-                return False
-            self._succeed(sock, None)
-            return True
         if target.family != socket.AF_UNSPEC:
             self._addresses = [address_of(target)]
             return self._race()
+        if is_passed(target):
+            return self._ask_passed(target.path)
         addresses = self._resolver.known(target.host, target.port, self._kind)
         if addresses is not None:
             return self._race_for(backend, addresses)
@@ -124,6 +118,18 @@ class Dial:
                 self._backend_failed()
 
         self._resolver.lookup(target.host, target.port, self._kind, resolved)
+        return True
+
+    def _ask_passed(self, name: str) -> bool:
+        path = self._standby.path(name)
+        if path is not None:
+            self._addresses = [(socket.AF_UNIX, path)]
+            return self._race()
+        sock = self._standby.take(name)
+        if sock is None:
+            self._reason = "descriptor-used-up"
+            return False
+        self._succeed(sock, None)
         return True
 
     def _race_for(self, backend: Backend, addresses: "list[Address]") -> bool:
@@ -194,7 +200,7 @@ class Dial:
     def _try(self, address: "Address") -> bool:
         """Begin to connect; False when that has failed already."""
         try:
-            sock = _Socket(address[0], self._kind | _FLAGS)
+            sock = PlainSocket(address[0], self._kind | _FLAGS)
         except OSError as error:
             self._note(error.errno or 0)
             return False
@@ -253,6 +259,4 @@ class Dial:
         if backend is None or caller is None:
             raise RuntimeError("a connection that nobody asked for")
         backend.answered(address)
-        if self._kind == socket.SOCK_STREAM and sock.family in _INTERNET:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         caller.connected(sock, backend)

@@ -8,9 +8,10 @@ import select
 import socket
 from time import monotonic
 
+from ..endings import reset_on_close
 from .destination import Backend, Destination, ProxyVersion
 from .dial import Dial
-from .relay import Relay, reset_on_close
+from .relay import Relay
 from .route import Gate, Route, admit, release
 
 TYPE_CHECKING = False
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from .resolve import Resolver
     from .sni import ClientHello
     from .target import Standby
+
+_INTERNET = (socket.AF_INET, socket.AF_INET6)
 
 # An idle connection is found by looking this often in the time it may be idle.
 _LOOKS = 4
@@ -80,6 +83,10 @@ class Entrance:
             Passage(self, route, sock, counted_as).start()
             return
         self.counters.refuse(reason)
+        if self.house.access_log is not None:
+            from .client import name_of
+
+            self.house.access_log.passage(route.name, name_of(sock, source), None, end=reason)
         reset_on_close(sock)
         sock.close()
         release(self.house.admission, route, counted_as)
@@ -89,8 +96,8 @@ class Passage:
     """Owns the client's socket, and the backend's as soon as there is one."""
 
     __slots__ = ("_backend", "_client", "_destination", "_entrance", "_header", "_hello",
-                 "_octets", "_relay", "_route", "_settled", "_source", "_stage", "_started_at",
-                 "_target", "_timers", "_waiting")  # fmt: skip
+                 "_name", "_octets", "_relay", "_route", "_settled", "_source", "_stage",
+                 "_started_at", "_target", "_timers", "_waiting")  # fmt: skip
 
     def __init__(
         self, entrance: Entrance, route: Route, client: socket.socket, source: str | None
@@ -102,6 +109,7 @@ class Passage:
         self._source = source
         self._stage: Head | Dial | None = None
         self._waiting = False  # watching the client while its backend is dialled
+        self._name = ""  # for the access log, if there is one
         self._octets = b""  # read from the client, for the backend
         self._header: Header | None = None  # the client by the word of a trusted proxy
         self._hello: ClientHello | None = None
@@ -121,6 +129,10 @@ class Passage:
         entrance.counters.open += 1
         house.service.opened(self)
         house.service.touch()
+        if house.access_log is not None and self._client is not None:
+            from .client import name_of
+
+            self._name = name_of(self._client, self._source)  # soon it may be gone
         if route.lifetime:
             self._after(route.lifetime, lambda: self.abort("lifetime"))
         try:
@@ -242,7 +254,6 @@ class Passage:
         client, route, loop = self._client, self._route, self._entrance.house.loop
         if client is None:
             raise RuntimeError("a backend for a client that is gone")
-        set_keepalive(sock, route.keepalive)
         self._relay = relay = Relay(loop, self, client, sock)
         if route.idle_timeout:
             self._after(route.idle_timeout / _LOOKS, lambda: self._look_for_idleness(0, -1))
@@ -251,6 +262,8 @@ class Passage:
             relay.start(head)
         except OSError:
             self._end("reset", reset=True)
+        if self._backend is not None and sock.family in _INTERNET:
+            _tune(sock, route.keepalive)
 
     def _head_for_backend(self) -> bytes:
         if self._destination is None or self._destination.proxy_protocol is ProxyVersion.NONE:
@@ -287,8 +300,9 @@ class Passage:
         if self._relay is not None:
             self._relay.end()
         if entrance.house.access_log is not None:
-            self._log(entrance.house.access_log, client, reason)
-        for sock in (client, self._backend):
+            self._log(entrance.house.access_log, reason)
+        backend, self._backend = self._backend, None
+        for sock in (client, backend):
             if sock is not None:
                 if reset:
                     reset_on_close(sock)
@@ -306,22 +320,16 @@ class Passage:
         house.service.touch()
         house.service.closed(self)
 
-    def _log(self, log: "AccessLog", client: socket.socket, reason: str) -> None:
-        from .client import describe_client
-
+    def _log(self, log: "AccessLog", reason: str) -> None:
         relay = self._relay
-        fields: dict[str, str | int | float] = {
-            "route": self._route.name,
-            "client": describe_client(client, self._header),
-            "target": self._target,
-            "received": relay.client.octets if relay else 0,
-            "sent": relay.backend.octets if relay else 0,
-            "seconds": round(monotonic() - self._started_at, 3),
-            "end": reason,
-        }
-        if self._hello is not None:
-            fields["server_name"] = self._hello.server_name
-        log.write(fields)
+        log.passage(
+            self._route.name, self._name, self._header,
+            target=self._target,
+            octets=(relay.client.octets, relay.backend.octets) if relay else (0, 0),
+            seconds=monotonic() - self._started_at,
+            server_name=self._hello.server_name if self._hello is not None else None,
+            end=reason,
+        )  # fmt: skip
 
     # -- time --------------------------------------------------------------------
 
@@ -344,10 +352,25 @@ class Passage:
         self._timers = (*self._timers[:-1], timer)
 
 
+def _tune(sock: socket.socket, keepalive: int) -> None:
+    """Set what the first octets to a backend need not wait for."""
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if keepalive:
+            set_keepalive(sock, keepalive)
+    except OSError:
+        pass  # not every policy lets us, on a connection that was passed
+
+
 def set_keepalive(sock: socket.socket, seconds: int) -> None:
-    """Let TCP ask a silent peer after so many seconds, and give it up after three times that."""
-    if seconds and sock.family in (socket.AF_INET, socket.AF_INET6):
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    """Let TCP ask a silent peer after so many seconds, and give it up after three times that.
+
+    0: let it ask no more.
+    """
+    if sock.family not in _INTERNET:
+        return
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, bool(seconds))
+    if seconds:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, seconds)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, seconds // 2))
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)

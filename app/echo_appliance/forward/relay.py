@@ -24,12 +24,12 @@ processor's cache makes up for the copy; splice spares this process two thirds
 of its time, but leaves the receiver octets that are cold.
 """
 
-import errno
 import select
 import socket
-import struct
 
-from ..echo.buffer import VIEW
+from ..buffer import VIEW
+from ..endings import reason_of
+from ..plain import PlainSocket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -50,16 +50,6 @@ READ_SIZE = 384 * 1024
 _view = VIEW[:READ_SIZE]
 
 _UNWATCHED = -1
-
-# struct linger { int l_onoff; int l_linger; }: close() sends a reset, and discards.
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
-
-_REASONS = {
-    errno.ECONNRESET: "reset",
-    errno.EPIPE: "reset",
-    errno.ENOTCONN: "reset",  # by shutdown(), when a reset has come just before
-    errno.ETIMEDOUT: "peer-timeout",
-}
 
 
 class Side:
@@ -121,6 +111,13 @@ class Side:
         if sent < len(octets):
             self._unsent = memoryview(octets)[sent:]
 
+    def begin(self) -> None:
+        """Wait here from now on, if only for errors."""
+        self.watch()
+        if self._watched == _UNWATCHED:
+            self._loop.watch(self._socket.fileno(), 0, self.on_event)
+            self._watched = 0
+
     def watch(self) -> None:
         """Wait for what there is to do here, as far as that has changed."""
         wanted = 0
@@ -138,11 +135,15 @@ class Side:
             return
         self._watched = wanted
 
-    def unwatch(self) -> None:
-        """Wait for nothing here; before the socket is closed."""
-        if self._watched != _UNWATCHED:
+    def leave(self) -> None:
+        """Wait for nothing here any more: the socket is closed next."""
+        if self._watched == _UNWATCHED:
+            return
+        self._watched = _UNWATCHED
+        if type(self._socket) is PlainSocket:  # made here, so that nobody has a copy
+            self._loop.drop(self._socket.fileno())
+        else:
             self._loop.forget(self._socket.fileno())
-            self._watched = _UNWATCHED
 
     @property
     def unsent(self) -> int:
@@ -162,7 +163,8 @@ class Side:
                 return  # that was the end
         if not reading:
             if events & select.EPOLLHUP:
-                self.unwatch()
+                self._loop.forget(self._socket.fileno())
+                self._watched = _UNWATCHED
         elif events & ~select.EPOLLOUT:
             # Also on an error: what came before a reset is read first, and the error after it.
             self.on_event(select.EPOLLIN)
@@ -184,20 +186,14 @@ class Side:
             self._unsent = unsent[sent:]
             return
         self._unsent = None
-        if self._eof:
-            self._end_direction()
-        else:
-            self.watch()
-            self._peer.watch()
+        self.watch()
+        self._peer.watch()
 
     def _on_eof(self) -> None:
+        """Pass the end on: what came before it is gone, or this side would not have been read."""
         self._eof = True
-        self._end_direction()
-
-    def _end_direction(self) -> None:
-        """All that came from here has been passed on, and there will be no more."""
         peer = self._peer
-        if peer._eof and peer._unsent is None:
+        if peer._eof:
             self._owner.relay_ended("eof", False)
             return
         try:
@@ -209,19 +205,18 @@ class Side:
         peer.watch()
 
     def _fail(self, error: OSError) -> None:
-        number = error.errno or 0
-        code = errno.errorcode.get(number, str(number))
-        self._owner.relay_ended(_REASONS.get(number, code.lower()), True)
+        self._owner.relay_ended(reason_of(error), True)
 
 
 class Relay:
     """A client and its backend, joined.  Borrows both sockets; end() before they are closed."""
 
-    __slots__ = ("backend", "client")
+    __slots__ = ("_over", "backend", "client")
 
     def __init__(
         self, loop: "Loop", owner: "Owner", client: socket.socket, backend: socket.socket
     ) -> None:
+        self._over = False
         self.client = Side(loop, owner, client)
         self.backend = Side(loop, owner, backend)
         self.client.join(self.backend)
@@ -231,10 +226,12 @@ class Relay:
         """Relay from now on; the backend gets `head` first.  Raises OSError if it cannot."""
         if head:
             self.client.give(head)
-        self.client.watch()
-        self.backend.watch()
-        # While we connected the client has mostly spoken: that saves it a turn of the loop.
+        # While we connected the client has mostly spoken: that saves it a turn of the loop, and
+        # the backend is at work already while the rest is done here.
         self.client.on_event(select.EPOLLIN)
+        if not self._over:
+            self.client.begin()
+            self.backend.begin()
 
     @property
     def unsent(self) -> int:
@@ -243,13 +240,6 @@ class Relay:
 
     def end(self) -> None:
         """Wait for neither side any more."""
-        self.client.unwatch()
-        self.backend.unwatch()
-
-
-def reset_on_close(sock: socket.socket) -> None:
-    """Let the peer see a reset, not an end, when the socket is closed."""
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-    except OSError:
-        pass  # not every policy lets us; then the peer sees an end
+        self._over = True
+        self.client.leave()
+        self.backend.leave()

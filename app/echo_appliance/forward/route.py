@@ -16,7 +16,7 @@ EVERY_NAME = "*"  # the route of descriptors that have none of their own
 class Route:
     """Rules, limits and destinations.  Made by config.parse(), and never changed."""
 
-    __slots__ = ("accept_proxy_from", "admission", "allow", "deny", "destination",
+    __slots__ = ("accept_proxy_from", "admission", "allow", "answers_in", "deny", "destination",
                  "idle_timeout", "keepalive", "lifetime", "max_connections",
                  "max_connections_per_source", "name", "tls")  # fmt: skip
 
@@ -27,6 +27,7 @@ class Route:
         self.allow: Peers | None = None
         self.deny: Peers | None = None
         self.accept_proxy_from: Peers | None = None
+        self.answers_in = ""  # the folder for the sockets that unix datagram backends answer to
         self.idle_timeout = 0.0  # seconds; 0: none
         self.lifetime = 0.0
         self.keepalive = 0  # seconds of silence after which TCP asks whether the peer is there
@@ -77,7 +78,8 @@ class Gate:
         return None if self.route.accept_proxy_from is not None else source
 
     def pause(self) -> None:
-        """Nobody else could take what waits: there are no workers in forward mode."""
+        """Note that we take no more for now, while more may wait."""
+        self._total.pause()
 
     def wait_for_room(self, resume: "Callable[[], None]") -> None:
         """Call resume() once, when there may be room."""

@@ -1,8 +1,9 @@
 """Targets of forward mode: those that a probe has, and `fd:NAME`.
 
-fd:NAME is a stream socket that was passed to us already connected to a backend
-(systemd's OpenFile= does that for a unix socket's path).  It serves one client;
-of several with the same name each serves one.
+fd:NAME is a descriptor that was passed to us.  A stream socket that is already
+connected to a backend (systemd's OpenFile= makes that of a unix socket's path)
+serves one client; of several with the same name each serves one.  The path of
+a unix socket (O_PATH) is connected to for each client.
 """
 
 import socket
@@ -18,23 +19,28 @@ _PASSED = "fd:"
 
 
 class Standby:
-    """The connected sockets that were passed to us, by name, until a client takes them."""
+    """What was passed to us to be a target, by name: connections until a client takes them."""
 
     def __init__(self) -> None:
         self._sockets: dict[str, list[socket.socket]] = {}
+        self._paths: dict[str, str] = {}
 
     def add(self, name: str, sock: socket.socket) -> None:
         """Keep a socket for a client.  Owns it from now on."""
         self._sockets.setdefault(name, []).append(sock)
 
+    def add_path(self, name: str, path: str) -> None:
+        """Keep the path of a unix socket, for any number of clients."""
+        self._paths[name] = path
+
+    def path(self, name: str) -> str | None:
+        """Return the path of this name, if one was passed."""
+        return self._paths.get(name)
+
     def take(self, name: str) -> socket.socket | None:
         """Return a socket that nobody has had, now the caller's; None when there is none left."""
         sockets = self._sockets.get(name)
         return sockets.pop(0) if sockets else None
-
-    def has(self, name: str) -> bool:
-        """Whether sockets of this name were passed."""
-        return name in self._sockets
 
 
 def parse(text: str) -> Target:

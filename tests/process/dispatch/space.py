@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from echo_appliance.dispatch import libbpf
-from echo_appliance.dispatch.state import Dispatcher, Lock, Place
+from echo_appliance.dispatch.place import Lock, Place
+from echo_appliance.dispatch.state import Dispatcher
 
 CLONE_NEWNS, CLONE_NEWNET = 0x20000, 0x40000000  # include/uapi/linux/sched.h
 MS_REC, MS_PRIVATE = 0x4000, 0x40000  # include/uapi/linux/mount.h
@@ -29,11 +30,12 @@ COMMAND = (sys.executable, "-m", "echo_appliance", "dispatch")
 DEADLINE = 20.0
 
 # LISTEN_PID must be the process that takes the sockets: this stub becomes the command.
-_STUB = """
+STUB = """
 import os, sys
 os.environ["LISTEN_PID"] = str(os.getpid())
 os.execv(sys.executable, [sys.executable, "-m", "echo_appliance", *sys.argv[1:]])
 """
+_WITHOUT_NETWORK = ("unshare", "--net")  # a namespace with not even a loopback that is up
 
 
 # A command that kills itself: every call of libbpf and every change of the file system counts.
@@ -115,6 +117,9 @@ class Space:
         passed: Sequence[tuple[str, socket.socket]],
         environment: dict[str, str],
         mode: str = "dispatch",
+        *,
+        without_network: bool = False,
+        stub: str = STUB,
     ) -> subprocess.Popen[str]:
         """Start a dispatch command (or another mode) with inherited sockets, by their names."""
         words = self.command(*words)[3:] if mode == "dispatch" else [mode, *words]
@@ -128,7 +133,7 @@ class Space:
                 os.dup2(number, 3 + index)
 
         return subprocess.Popen(
-            [sys.executable, "-c", _STUB, *words],
+            [*(_WITHOUT_NETWORK if without_network else ()), sys.executable, "-c", stub, *words],
             env={**os.environ, **handed, **environment},
             preexec_fn=place, pass_fds=range(3, 3 + len(passed)),
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from echo_appliance.dispatch import control
+from echo_appliance.dispatch.labels import Labels
 from echo_appliance.dispatch.layout import DESTINATIONS
 from tests.process.dispatch.clients import QUIET, reached, received
 from tests.process.dispatch.space import Space
@@ -37,7 +37,7 @@ def test_bug_2_an_ipv6_binding_catches_no_ipv4(space: Space) -> None:
 
 def test_bug_3_stale_labels_do_not_fill_the_table(space: Space) -> None:
     with space.dispatcher() as dispatcher:
-        labels = control.Labels(dispatcher)
+        labels = Labels(dispatcher)
         for number in range(DESTINATIONS):
             labels.number(f"stale-{number}")
     assert space.ok("status", "--json").json["destinations"] == []

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import socket
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from echo_appliance.dispatch import libbpf
+from echo_appliance.dispatch.register import socket_identity
 from tests.process.dispatch.clients import reached
 from tests.process.dispatch.space import Space
 
@@ -106,27 +110,35 @@ def test_load_bindings_of_many_is_read_back_whole(space: Space, tmp_path: Path) 
 def test_replaces_and_upgrades_under_traffic_lose_no_connection(
     space: Space, tmp_path: Path
 ) -> None:
-    listener = space.tcp(backlog=1024)
-    assert space.register(("web", listener)).status == 0
+    listener, other = space.tcp(backlog=1024), space.tcp()
+    assert space.register(("web", listener), ("x", other)).status == 0
     files = []
     for number in range(2):
         common = {"label": "web", "prefix": "127.1.0.0/16", "port": 0, "protocol": "tcp"}
-        other = {"label": "x", "prefix": f"127.2.0.{number}", "port": 80, "protocol": "tcp"}
+        more = {"label": "x", "prefix": f"127.1.2.{number}", "port": 80, "protocol": "tcp"}
         files.append(tmp_path / f"{number}.json")
-        files[-1].write_text(json.dumps({"bindings": [common, other]}))
+        files[-1].write_text(json.dumps({"bindings": [common, more]}))
     space.ok("load-bindings", str(files[0]))
-    changes = [["load-bindings", str(files[number % 2])] for number in range(1, 11)]
-    changes[5:5] = [["upgrade"]] * 4
+    changes = [["load-bindings", str(files[number % 2])] for number in range(1, 101)]
+    for number in range(20):
+        changes.insert(6 * number, ["upgrade"])
     connected = 0
     for words in changes:
-        process = subprocess.Popen(space.command(*words), stderr=subprocess.PIPE)
-        while process.poll() is None:
-            for port in range(1, 40):
-                assert reached([listener], "127.1.0.1", port) == 0
+        with subprocess.Popen(space.command(*words), stderr=subprocess.PIPE) as process:
+            while not ends_within(0.002, process):  # in which it gets on
                 connected += 1
-        assert process.communicate()[1].count(b"\n") == 1
-        assert process.returncode == 0
+                assert reached([listener, other], "127.1.0.1", 1 + connected % 65535) == 0
+            assert process.communicate()[1].count(b"\n") == 1
+            assert process.returncode == 0
     assert connected > 1000
+
+
+def ends_within(seconds: float, process: subprocess.Popen[bytes]) -> bool:
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
 
 
 def test_bindings_lists_what_overlaps(space: Space) -> None:
@@ -165,6 +177,62 @@ def test_explain_names_winner_losers_reasons_and_socket(space: Space) -> None:
     assert row["lookups"] == 0, "asking counts nothing"
     assert space.ok("explain", "udp", "127.1.2.3", "1500").out.startswith("no binding")
     assert "dropped" in space.ok("explain", "tcp", "127.1.2.3", "1501").out
+
+
+def test_explain_names_the_socket_that_a_flow_of_this_source_meets(space: Space) -> None:
+    listeners = [space.tcp() for _ in range(4)]
+    space.ok("bind", "web", "tcp", "127.1.0.0/16", "0")
+    assert space.register(*(("web", one) for one in listeners)).status == 0
+    identities = [f"sk:{socket_identity(one):x}" for one in listeners]
+    met = set()
+    for _ in range(12):
+        with socket.create_connection(("127.1.0.1", 80)) as connection:
+            address, port = connection.getsockname()
+            words = ("explain", "--json", "--source", f"{address},{port}")
+            said = space.ok(*words, "tcp", "127.1.0.1", "80").json["socket"]
+            ready, _, _ = select.select(listeners, [], [], 3)
+            assert [identities[listeners.index(one)] for one in ready] == [said]
+            ready[0].accept()[0].close()
+            met.add(said)
+    assert len(met) > 1
+    for source in ("127.0.0.1", "::1,80", "127.0.0.1,x", "x,1"):
+        space.fails("explain", "--source", source, "tcp", "127.1.0.1", "80")
+
+
+def test_hits_of_what_stays_are_kept_when_all_is_replaced(space: Space) -> None:
+    listener = space.tcp()
+    assert space.register(("web", listener), label="web").status == 0
+    stays = [("127.1.0.0/16", 80), ("127.1.0.0/16", "1000-2000"), ("127.2.0.0/16", 0)]
+    gone, new = ("127.3.0.0/16", 80), ("127.1.0.0/16", "1500-1501")
+
+    def load(rows: list[tuple[str, object]]) -> None:
+        entries = [
+            {"label": "web", "prefix": prefix, "port": port, "protocol": "tcp"}
+            for prefix, port in rows
+        ]
+        space.ok("load-bindings", "-", stdin=json.dumps({"bindings": entries}))
+
+    def hits() -> dict[tuple[str, object], int]:
+        rows = space.ok("bindings", "--json").json
+        return {(row["prefix"], row["port"]): row["hits"] for row in rows}
+
+    load([*stays, gone])
+    for address, ports in (("127.1.0.1", (80, 1000, 1500, 1999)), ("127.2.0.1", (1, 2)),
+                           ("127.3.0.1", (80,))):  # fmt: skip
+        for port in ports:
+            assert reached([listener], address, port) == 0
+    before = hits()
+    assert before == {stays[0]: 1, stays[1]: 3, stays[2]: 2, gone: 1}
+    load([*stays, new])
+    assert hits() == {**{one: before[one] for one in stays}, new: 0}
+    # Also by bind and unbind of ranges, which replace all, too; and they count on.
+    assert reached([listener], "127.1.0.1", 1000) == 0
+    space.ok("bind", "web", "tcp", "127.1.0.0/16", "1002-1005")
+    space.ok("unbind", "web", "tcp", "127.1.0.0/16", "1500-1501")
+    assert hits()[stays[1]] == 4
+    # What comes back after it was gone begins again.
+    load([gone])
+    assert hits() == {gone: 0}
 
 
 def test_metrics_are_prometheus_text(space: Space) -> None:
@@ -389,27 +457,51 @@ AS = {
 }  # fmt: skip
 
 
-def run_as(space: Space, who: str, *words: str) -> subprocess.CompletedProcess[str]:
+def run_as(
+    space: Space, who: str, *words: str, stdin: str = ""
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*AS[who], *space.command(*words)], capture_output=True, text=True, timeout=20, check=False
-    )
+        [*AS[who], *space.command(*words)], input=stdin, capture_output=True, text=True,
+        timeout=20, check=False,
+    )  # fmt: skip
 
 
 def test_cap_bpf_and_cap_net_admin_are_enough_for_everything(empty: Space) -> None:
     os.chown(empty.bpffs, 65534, 65534)
-    listener = empty.tcp()
-    for words in (
-        ["load"],
-        ["bind", "web", "tcp", "127.1.0.0/16", "1000-2000"],
-        ["upgrade"],
-        ["status"],
-        ["explain", "tcp", "127.1.0.1", "1500"],
-        ["unbind", "web", "tcp", "127.1.0.0/16", "1000-2000"],
-        ["unload"],
-    ):
-        done = run_as(empty, "capable", *words)
-        assert done.returncode == 0, f"{words}: {done.stderr}"
-    del listener
+    with own_server(empty) as pid:
+        for words in (
+            ["load"],
+            ["load-bindings", "-"],
+            ["bind", "more", "tcp", "127.8.0.0/16", "1000-2000"],
+            ["register-pid", pid, "web", "tcp", "127.0.0.1", "777"],
+            ["upgrade"],
+            *([name] for name in ("status", "list", "bindings", "metrics")),
+            ["explain", "tcp", "127.1.0.1", "1500"],
+            ["unregister", "web", "ipv4", "tcp"],
+            ["unbind", "more", "tcp", "127.8.0.0/16", "1000-2000"],
+            ["unload"],
+        ):
+            done = run_as(empty, "capable", *words, stdin=OURS)
+            assert done.returncode == 0, f"{words}: {done.stderr}"
+
+
+@contextmanager
+def own_server(space: Space) -> Iterator[str]:
+    """Yield the id of a process of uid 65534 that listens on 127.0.0.1:777."""
+    program = (
+        "import os, socket, sys\n"
+        "listener = socket.create_server(('127.0.0.1', 777))\n"
+        "os.setgid(65534); os.setuid(65534)\n"
+        "import ctypes; ctypes.CDLL(None).prctl(4, 1)  # dumpable: as if it had been executed so\n"
+        "print(flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        ["/usr/bin/python3", "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield str(process.pid)
+        process.communicate()
 
 
 def test_a_reader_of_the_group_needs_no_capability(empty: Space) -> None:
@@ -421,11 +513,10 @@ def test_a_reader_of_the_group_needs_no_capability(empty: Space) -> None:
         done = run_as(empty, "reader", *words)
         assert (done.returncode, done.stderr) == (0, ""), words
         assert "web" in done.stdout
-    for words in (
-        ["bind", "x", "tcp", "::1", "1"],
-        ["unload"],
-        ["explain", "tcp", "127.1.0.1", "1"],
-    ):
+    done = run_as(empty, "reader", "explain", "tcp", "127.1.0.1", "1500")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("web#tcp:[127.1.0.0/16]:1000-2000 wins\n")
+    for words in (["bind", "x", "tcp", "::1", "1"], ["unload"], ["upgrade"]):
         done = run_as(empty, "reader", *words)
         assert done.returncode == 1
         assert "missing: CAP_BPF, CAP_NET_ADMIN" in done.stderr
@@ -434,10 +525,20 @@ def test_a_reader_of_the_group_needs_no_capability(empty: Space) -> None:
 
 def test_nobody_is_told_what_is_missing(empty: Space) -> None:
     empty.ok("load")
+    empty.ok("bind", "web", "tcp", "127.1.0.0/16", "80")
+    before = empty.ok("bindings", "--json").json
     empty.bpffs.chmod(0o755)
-    done = run_as(empty, "nobody", "status")
-    assert done.returncode == 1
-    assert "run as its owner or in its group" in done.stderr
-    done = run_as(empty, "nobody", "load")
-    assert done.returncode == 1
-    assert "missing: CAP_BPF, CAP_NET_ADMIN" in done.stderr
+    readers = [["status"], ["list"], ["bindings"], ["metrics"], ["explain", "tcp", "::1", "1"]]
+    binding = ["x", "tcp", "::1", "1"]
+    writers = [["load"], ["unload"], ["upgrade"], ["bind", *binding], ["unbind", *binding],
+               ["load-bindings", "/dev/null"], ["unregister", "web", "ipv4", "tcp"]]  # fmt: skip
+    for words in (*readers, *writers):
+        done = run_as(empty, "nobody", *words)
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1), (words, done.stderr)
+        if words in readers:
+            assert "run as its owner or in its group" in done.stderr
+        else:
+            assert "missing: CAP_BPF, CAP_NET_ADMIN" in done.stderr, words
+    done = run_as(empty, "nobody", "register-pid", str(os.getpid()), *binding)
+    assert "missing: CAP_BPF, CAP_NET_ADMIN, CAP_SYS_PTRACE" in done.stderr
+    assert empty.ok("bindings", "--json").json == before

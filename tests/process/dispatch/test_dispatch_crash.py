@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -119,6 +120,23 @@ def test_killed_upgrade_is_all_or_nothing(space: Space) -> None:
         space.ok("explain", "tcp", "127.1.0.1", "80")
 
     assert sweep(space, ("upgrade",), check) > 10
+
+
+def test_killed_register_is_all_or_nothing(space: Space) -> None:
+    listeners = [space.tcp() for _ in range(3)]
+    space.ok("bind", "web", "tcp", "127.1.0.0/16", "0")
+    words = ("register-pid", str(os.getpid()), "--label", "web=tcp:127.0.0.1:*")
+
+    def check() -> None:
+        [row] = space.ok("status", "--json").json["destinations"]
+        assert len(row["sockets"]) in (0, 3)
+        met = reached(listeners, "127.1.0.1", 80)
+        assert (met is None) == (not row["sockets"])
+        assert_tidy(space)
+        if row["sockets"]:
+            space.ok("unregister", "web", "ipv4", "tcp")
+
+    assert sweep(space, words, check) > 6
 
 
 def test_killed_unload_is_all_or_nothing(empty: Space) -> None:

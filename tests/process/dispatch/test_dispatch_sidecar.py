@@ -2,72 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import socket
-import subprocess
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from tests.process.dispatch.clients import reached, received
+from tests.process.dispatch.sidecars import Manager, eventually, sidecar, write
 from tests.process.dispatch.space import DEADLINE, Space
-
-
-class Manager:
-    """Stands where systemd listens for notifications."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self.socket.bind(str(path))
-        self.socket.settimeout(DEADLINE)
-
-    def wait_for(self, word: str) -> None:
-        while word not in self.socket.recv(4096).decode().splitlines():
-            pass
-
-
-@contextmanager
-def sidecar(
-    space: Space, tmp_path: Path, config: Path, *passed: tuple[str, socket.socket]
-) -> Iterator[subprocess.Popen[str]]:
-    """A sidecar that is ready."""
-    manager = Manager(tmp_path / "notify")
-    process = space.start(
-        ["run", "--config", str(config)], passed, {"NOTIFY_SOCKET": str(manager.path)}
-    )
-    try:
-        try:
-            manager.wait_for("READY=1")
-        except TimeoutError:
-            process.kill()
-            raise AssertionError(process.communicate()) from None
-        yield process
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(DEADLINE) == 0
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
-        manager.socket.close()
-        manager.path.unlink()
-        for pipe in (process.stdout, process.stderr):
-            assert pipe is not None
-            pipe.close()
-
-
-def write(path: Path, *rows: tuple[str, str, object]) -> None:
-    entries = [{"label": label, "prefix": prefix, "port": port} for label, prefix, port in rows]
-    path.write_text(json.dumps({"bindings": entries}))
-
-
-def eventually(true: Callable[[], object]) -> None:
-    deadline = time.monotonic() + DEADLINE
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_sidecar_loads_binds_and_registers_before_it_is_ready(empty: Space, tmp_path: Path) -> None:
@@ -143,3 +84,33 @@ def test_sidecar_that_cannot_start_says_why_and_is_not_ready(empty: Space, tmp_p
     assert process.returncode == 1
     assert "a label must not be empty" in words
     assert config.name in words
+
+
+def test_once_registers_and_binds_and_ends_and_traffic_goes_on(
+    empty: Space, tmp_path: Path
+) -> None:
+    stream, config = empty.tcp(), tmp_path / "b.json"
+    write(config, ("echo", "127.1.0.0/16", 80))
+    words = ["run", "--once", "--config", str(config)]
+    with empty.start(words, (("echo", stream),), {}) as process:
+        _, said = process.communicate(timeout=DEADLINE)
+    assert process.returncode == 0, said
+    assert reached([stream], "127.1.0.1", 80) == 0
+
+
+def test_sidecar_without_sockets_ends_when_someone_unloads_so_that_they_are_registered_again(
+    empty: Space, tmp_path: Path
+) -> None:
+    # Loaded and bound by it alone, everything would be refused.
+    config, manager = tmp_path / "b.json", Manager(tmp_path / "notify")
+    write(config, ("echo", "127.1.0.0/16", 80))
+    words = ["run", "--config", str(config)]
+    environment = {"NOTIFY_SOCKET": str(manager.path)}
+    with empty.start(words, (("metrics", empty.tcp()),), environment) as process:
+        manager.wait_for("READY=1")
+        empty.ok("unload")
+        _, said = process.communicate(timeout=DEADLINE)
+    assert process.returncode == 1
+    assert said.splitlines()[-1].endswith("the sockets are not ours to register")
+    assert empty.pinned() == []
+    manager.socket.close()

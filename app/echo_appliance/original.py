@@ -12,7 +12,7 @@ and the kernel's ip_cmsg_recv_dstaddr() and ip6_datagram_recv_specific_ctl().
 import socket
 import struct
 
-from ..linux import IP_ORIGDSTADDR, IP_PKTINFO, IPV6_ORIGDSTADDR
+from .linux import IP_ORIGDSTADDR, IP_PKTINFO, IPV6_ORIGDSTADDR
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -1,0 +1,82 @@
+"""status, metrics, explain: the commands that only look."""
+
+import sys
+
+from ...errors import ParseError, say
+from .. import control
+from ..model import PROTOCOLS, parse_address, parse_ports, parse_protocol
+from .asked import open_to_read, parse, parser_of, write_json
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ..command import Options
+
+
+def status(options: "Options") -> int:
+    """Show bindings, destinations and counters."""
+    from .. import status as view
+
+    parser = parser_of(options, "Show bindings and destinations.")
+    parser.add("--json", default=False, help="write JSON")
+    asked = parse(parser, options)
+    with open_to_read(options) as dispatcher:
+        if others := view.others(dispatcher):
+            ids = ", ".join(map(str, others))
+            say(f"dispatch: warning: another sk_lookup program ({ids}) is attached here, too")
+        bound = control.entries(dispatcher)
+        rows = view.destinations(dispatcher, bound)
+        if asked.json:
+            write_json(
+                {
+                    "path": dispatcher.place.path,
+                    "bindings": [view.entry_data(entry) for entry in view.ordered(bound)],
+                    "destinations": [view.destination_data(row) for row in rows],
+                }
+            )
+        else:
+            sys.stdout.write("Bindings:\n" + view.bindings_text(bound))
+            sys.stdout.write("\nDestinations:\n" + view.destinations_text(rows))
+    return 0
+
+
+def metrics(options: "Options") -> int:
+    """Write the counters as Prometheus text."""
+    from ..status import metrics_text
+
+    parse(parser_of(options, "Write the counters as Prometheus text."), options)
+    with open_to_read(options) as dispatcher:
+        sys.stdout.write(metrics_text(dispatcher))
+    return 0
+
+
+def explain(options: "Options") -> int:
+    """Say which binding wins a packet, and which socket takes it."""
+    from ..explain import Packet
+    from ..explain import explain as explained
+
+    parser = parser_of(options, "Which binding wins, why, and who takes it.", "tcp|udp ADDR PORT")
+    parser.add("--json", default=False, help="write JSON")
+    parser.add("--source", metavar="ADDR,PORT", help="where the packet comes from")
+    asked = parse(parser, options, 3, 3)
+    protocol, address, port = asked.words
+    family, octets = parse_address(address)
+    number, _ = parse_ports(port)
+    kind = PROTOCOLS.index(parse_protocol(protocol)) << 1 | family
+    packet = Packet(kind, octets, number)
+    if asked.source:
+        packet.remote, packet.remote_port = _source(asked.source, family)
+    with open_to_read(options) as dispatcher:
+        answer = explained(dispatcher, packet)
+    if asked.json:
+        write_json(answer.as_json())
+    else:
+        sys.stdout.write(answer.as_text())
+    return 0
+
+
+def _source(text: str, family: int) -> tuple[bytes, int]:
+    address, _, port = text.rpartition(",")
+    remote_family, remote = parse_address(address)
+    if remote_family != family:
+        raise ParseError(f"--source {text}: a packet has one family")
+    return remote, parse_ports(port)[0]

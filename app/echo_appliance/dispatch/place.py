@@ -1,0 +1,136 @@
+"""Which network namespace, which bpffs, and the lock: where a dispatcher lives.
+
+A namespace is known by its cookie, which is never given twice; its inode is.
+"""
+
+import errno
+import fcntl
+import os
+import socket
+import time
+
+from ..errors import SetupError
+from . import libbpf
+from .layout import U64
+
+NAME = "echo-appliance"
+# What counts is not the version: BPF may be left out of a kernel, or be put into an older one.
+NEEDED = "dispatch needs a kernel with BPF sk_lookup and SO_NETNS_COOKIE, as Linux has since 5.14"
+
+_SO_NETNS_COOKIE = 71
+_SELF_NETNS = "/proc/self/ns/net"
+
+
+class Place:
+    """A network namespace, and the directory under a bpffs where its dispatcher is pinned."""
+
+    __slots__ = ("base", "bpffs", "cookie", "netns", "path")
+
+    def __init__(self, bpffs: str, netns: str | None) -> None:
+        """Enter the namespace, if it is another one than ours.  Raises SetupError."""
+        self.netns = _enter(netns)
+        self.bpffs = bpffs
+        self.base = f"{bpffs}/{NAME}"
+        self.cookie = netns_cookie()
+        self.path = f"{self.base}/{self.cookie}"
+
+    def check_bpffs(self) -> None:
+        """Raise SetupError where pins would not be pins."""
+        if _filesystem(self.bpffs) != "bpf":
+            raise SetupError(
+                f"{self.bpffs} is not a bpffs: mount -t bpf bpf {self.bpffs}, or give --bpffs PATH"
+            )
+
+
+def netns_cookie() -> int:
+    """Return the cookie of the network namespace that we are in (Linux 5.14)."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        return socket_cookie(sock)
+
+
+def socket_cookie(sock: socket.socket) -> int:
+    """Return the cookie of the network namespace that a socket belongs to."""
+    try:
+        octets = sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
+    except OSError as error:
+        if error.errno != errno.ENOPROTOOPT:
+            raise
+        raise SetupError(f"{NEEDED}; this is {os.uname().release}") from None
+    cookie: int = U64.unpack(octets)[0]
+    return cookie
+
+
+def _enter(path: str | None) -> int:
+    try:
+        netns = os.open(path or _SELF_NETNS, os.O_RDONLY | os.O_CLOEXEC)
+        if path is not None and not os.path.samestat(os.fstat(netns), os.stat(_SELF_NETNS)):
+            libbpf.enter_netns(netns)
+    except OSError as error:
+        if error.errno == errno.EPERM:
+            raise SetupError(f"--netns {path}: entering it needs CAP_SYS_ADMIN") from None
+        raise SetupError(f"--netns {path}: {error.strerror}") from None
+    return netns
+
+
+def _filesystem(path: str) -> str:
+    """Return the type of the file system that a path is on, by /proc/self/mountinfo."""
+    path = os.path.realpath(path)
+    best, kind = "", ""
+    with open("/proc/self/mountinfo") as lines:
+        for line in lines:
+            words, _, rest = line.partition(" - ")
+            mount = words.split()[4]
+            inside = path == mount or path.startswith(mount.rstrip("/") + "/")
+            if inside and len(mount) >= len(best):  # of mounts on each other, the last is seen
+                best, kind = mount, rest.split()[0]
+    return kind
+
+
+class BusyError(SetupError):
+    """Another command holds the lock."""
+
+
+class Lock:
+    """Of all dispatch commands on one bpffs, one changes things at a time."""
+
+    def __init__(self, place: Place, wait: float) -> None:
+        self._path = f"{place.base}/lock"
+        self._wait = wait
+        self._descriptor = -1
+
+    def __enter__(self) -> "Lock":
+        os.makedirs(os.path.dirname(self._path), mode=0o755, exist_ok=True)
+        try:
+            # Nobody else can open it, so nobody who may only read can make writers wait.
+            os.mkdir(self._path, 0o700)
+            give_to_owner(self._path)
+        except FileExistsError:
+            pass
+        self._descriptor = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        deadline = time.monotonic() + self._wait
+        while not self._try():
+            if time.monotonic() > deadline:
+                os.close(self._descriptor)
+                raise BusyError(
+                    f"another dispatch command has held {self._path} for {self._wait:g} s: "
+                    f"let it end (fuser {self._path} names it), or give --wait SECONDS"
+                )
+            time.sleep(0.01)
+        return self
+
+    def _try(self) -> bool:
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._descriptor)
+
+
+def give_to_owner(path: str) -> None:
+    """Let what root makes belong to whom its directory does: a sidecar that is not root goes on."""
+    directory = os.stat(os.path.dirname(path))
+    if directory.st_uid != os.geteuid():
+        os.chown(path, directory.st_uid, directory.st_gid)

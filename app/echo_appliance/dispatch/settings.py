@@ -1,0 +1,39 @@
+"""The settings of a dispatcher: the one value of its settings map."""
+
+from .layout import LAYOUT, SETTINGS
+
+
+class Settings:
+    """The value of the settings map."""
+
+    __slots__ = ("capacity", "layout", "local_ports", "sizes", "source")
+
+    def __init__(self, octets: bytes) -> None:
+        layout, *sizes, low, high, source, capacity = SETTINGS.unpack(octets)
+        self.layout = layout
+        self.sizes = sizes
+        self.local_ports = (low, high)
+        self.source = source  # digest of the file in force; zeroes: unknown
+        self.capacity = capacity
+
+    def pack(self) -> bytes:
+        """Return it as the kernel has it."""
+        return SETTINGS.pack(
+            self.layout, *self.sizes, *self.local_ports, self.source, self.capacity
+        )
+
+
+def new_settings(capacity: int) -> Settings:
+    """Return the settings of an empty dispatcher in this network namespace."""
+    fresh = Settings(bytes(SETTINGS.size))
+    fresh.layout = LAYOUT
+    fresh.local_ports = read_local_ports()
+    fresh.capacity = capacity
+    return fresh
+
+
+def read_local_ports() -> tuple[int, int]:
+    """Return the first and last port that this namespace gives to clients."""
+    with open("/proc/sys/net/ipv4/ip_local_port_range") as text:
+        low, high = text.read().split()
+    return int(low), int(high)
