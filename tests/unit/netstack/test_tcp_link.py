@@ -65,8 +65,10 @@ def any_link(seed: int) -> tuple[Link, bytes]:
 @pytest.mark.parametrize("first", range(0, SEEDS, SEEDS_PER_TEST))
 def test_any_link_any_host_the_echo_is_exact(first: int) -> None:
     for seed in range(first, first + SEEDS_PER_TEST):
+        link, data = any_link(seed)
         try:
-            echoed(*any_link(seed))
+            took = echoed(link, data)
+            assert took < 100 or link.fault.loss == 0.2, f"{took:.0f} s: who waits for whom?"
         except Exception as error:
             raise AssertionError(f"seed {seed}") from error
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from echo_appliance.netstack.tcp import sender as sender_module
 from echo_appliance.netstack.tcp.settings import (
     KEEPALIVE_INTERVAL,
     KEEPALIVE_PROBES,
@@ -472,6 +473,21 @@ def test_sack_made_up_is_ignored(blocks: list[tuple[int, int]]) -> None:
     peer = selective(5)
     peer.sends(ack=FIRST + MSS, sack=blocks)
     assert peer.connection.sender.flight.sacked == 0
+
+
+def test_sack_of_crumbs_of_segments_is_ignored() -> None:
+    peer = selective(5)
+    for at in range(MSS, 6 * MSS, 10):
+        peer.sends(ack=FIRST + MSS, sack=[block(at, at + 1)])
+    assert len(peer.connection.sender.flight.records) == 5
+    assert peer.connection.sender.flight.sacked == 0
+
+
+def test_segments_in_flight_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sender_module, "MAX_RECORDS", 4)
+    peer = wrote(10 * MSS)
+    assert len(peer.leaves()) == 4
+    assert len(peer.sends()) == 4
 
 
 def test_sack_that_was_not_agreed_upon_is_ignored() -> None:

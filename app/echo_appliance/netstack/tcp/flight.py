@@ -14,7 +14,7 @@ Without SACK there is nothing to see but duplicate ACKs, so they are counted the
 from bisect import bisect_left, bisect_right
 from operator import attrgetter
 
-from .settings import DUPLICATE_THRESHOLD, MAX_RECORDS, NEVER
+from .settings import DUPLICATE_THRESHOLD, NEVER
 
 _start = attrgetter("start")
 _end = attrgetter("end")
@@ -39,11 +39,12 @@ class Flight:
 
     __slots__ = (
         "_delivered_at", "_delivered_end", "_delivered_in", "_highest", "assumed", "lost",
-        "octets", "patience", "records", "reordered", "sacked", "shortest",
+        "mss", "octets", "patience", "records", "reordered", "sacked", "shortest",
     )  # fmt: skip
 
-    def __init__(self) -> None:
+    def __init__(self, mss: int) -> None:
         self.records: list[Sent] = []
+        self.mss = mss  # octets of payload per segment on the wire
         self.octets = 0
         self.sacked = 0
         self.lost = 0
@@ -104,15 +105,18 @@ class Flight:
             self._delivered_at, self._delivered_end = record.at, record.end
             self._delivered_in = took
 
-    def select(self, blocks: list[tuple[int, int]], now: float) -> None:
-        """Mark what SACK blocks say has arrived.  Blocks outside of the flight are ignored."""
-        highest = self._highest
+    def select(self, blocks: list[tuple[int, int]], now: float) -> bool:
+        """Mark what SACK blocks say has arrived; return whether that is news.
+
+        Blocks outside of the flight are ignored.
+        """
+        before, highest = self.sacked, self._highest
         for start, end in blocks:
             records = self.records
             if not records or not records[0].start <= start < end <= records[-1].end:
                 continue  # old, a duplicate's (RFC 2883), or made up
-            self._cut_at(start)
-            self._cut_at(end)
+            self._cut_at(start, up=True)
+            self._cut_at(end, up=False)
             low = bisect_left(records, start, key=_start)
             high = bisect_right(records, end, key=_end)
             for record in records[low:high]:
@@ -120,6 +124,7 @@ class Flight:
                     self._select(record, now)
             highest = max(highest, end)
         self._highest = highest  # only now: what one ACK tells of has no order
+        return self.sacked > before
 
     def _select(self, record: Sent, now: float) -> None:
         self._arrived(record, now)
@@ -128,12 +133,18 @@ class Flight:
         record.sacked = True
         self.sacked += record.end - record.start
 
-    def _cut_at(self, position: int) -> None:
-        """Make a border between records at the position."""
+    def _cut_at(self, position: int, *, up: bool) -> None:
+        """Make a border between records at the position, or where a segment begins nearby.
+
+        A device cuts a super-segment into whole segments, and so arrive they: blocks that begin
+        or end within one are made up, to have us keep a record per octet.
+        """
         at = bisect_right(self.records, position, key=_start) - 1
         record = self.records[at]
-        if record.start < position < record.end and len(self.records) < MAX_RECORDS:
-            self._split(at, position)
+        into = position - record.start
+        border = record.start + (-(-into // self.mss) if up else into // self.mss) * self.mss
+        if record.start < border < record.end:
+            self._split(at, border)
 
     def _split(self, at: int, position: int) -> None:
         record = self.records[at]

@@ -26,7 +26,7 @@ class Recovery:
     )  # fmt: skip
 
     def __init__(self, mss: int, algorithm: str) -> None:
-        self.flight = Flight()
+        self.flight = Flight(mss)
         self.round_trip = RoundTrip()
         self.congestion = ALGORITHMS[algorithm](mss)
         self.selective = False  # the peer sends SACK blocks

@@ -14,7 +14,7 @@ round trips so that a lost tail is found by SACK and not by the time-out.
 from ..wire.tcp import ACK, FIN, PSH, SYN
 from .octets import Stream
 from .recovery import Recovery
-from .settings import NEVER
+from .settings import MAX_RECORDS, NEVER
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class Sender:
     def set_mss(self, mss: int, burst_limit: int) -> None:
         """Set octets of payload per segment, on the wire and for a device that cuts segments."""
         self.burst_limit = burst_limit
-        self.mss = self.congestion.mss = mss
+        self.mss = self.congestion.mss = self.flight.mss = mss
         self.burst = max(mss, burst_limit - burst_limit % mss)
 
     def shrink(self, mss: int) -> None:
@@ -151,7 +151,7 @@ class Sender:
             size = min(last - nxt, room, self.burst)
             if size != self.burst:
                 size = self._sensible(size, last - nxt)
-            if size <= 0:
+            if size <= 0 or len(flight.records) >= MAX_RECORDS:
                 break
             self._send_piece(nxt, size, now, emit)
             room -= size
@@ -283,8 +283,8 @@ class Sender:
 
     def select(self, blocks: list[tuple[int, int]], now: float) -> None:
         """The peer has these too (RFC 2018)."""
-        self.flight.select(blocks, now)
-        self.recovery.look(self.nxt, now)
+        if self.flight.select(blocks, now):
+            self.recovery.look(self.nxt, now)
 
     def duplicate(self, now: float) -> None:
         """An ACK came for `una` once more, with nothing new in it."""

@@ -37,7 +37,7 @@ MAX_UNSCALED_WINDOW = 0xFFFF
 INITIAL_WINDOW = 10  # segments: RFC 6928
 DUPLICATE_THRESHOLD = 3  # RFC 5681 section 3.2
 MAX_ISLANDS = 128  # pieces of stream that wait for what is missing before them
-MAX_RECORDS = 4096  # pieces into which a peer's SACK blocks may split what we have in flight
+MAX_RECORDS = 4096  # segments in flight: a peer with a tiny MSS could have us look at any number
 
 MAX_HALF_OPEN = 256  # per listener; beyond them there are SYN cookies
 MAX_TIME_WAIT = 4096  # per endpoint, like the next two; the oldest is forgotten first
