@@ -74,6 +74,7 @@ class Device:
         self.lost: dict[str, int] = {}  # frames not sent, by reason
         self.sent_frames = 0
         self.received_frames = 0
+        self.on_frame: Callable[[Octets], None] | None = None  # sees each frame, both ways
         self.on_close: Callable[[], None] | None = None
         # Frames start at the same place in it, whatever stands before them.
         self._start = VNET_SIZE - len(self.prefix)
@@ -94,7 +95,10 @@ class Device:
             return None
         self.received_frames += 1
         verified = self._start == 0 and self._buffer[0] & _VERIFIED != 0
-        return self._buffer[VNET_SIZE : self._start + size], verified
+        frame = self._buffer[VNET_SIZE : self._start + size]
+        if self.on_frame is not None:
+            self.on_frame(frame)
+        return frame, verified
 
     def send(self, head: "Octets", payload: "Octets") -> None:
         """Send a frame, prefix and all, in two parts; what cannot be sent now is lost.
@@ -102,6 +106,8 @@ class Device:
         Its queue may be full, the link down, the frame longer than its MTU: networks lose
         frames, and what is above knows what to do.  A device that is gone fails in read().
         """
+        if self.on_frame is not None:
+            self.on_frame(b"".join((head[len(self.prefix) :], payload)))
         try:
             self._writev(self.descriptor, (head, payload))
             self.sent_frames += 1

@@ -39,8 +39,6 @@ class Driver:
         self._timer: Timer | None = None
         self._due = 0.0
         self._kicked = False
-        # What sees each frame, for dump and --pcap: (frame, whether it is ours, now).
-        self.tap: Callable[[memoryview, bool, float], None] | None = None
 
     def start(self) -> None:
         """Take frames in from now on."""
@@ -84,8 +82,6 @@ class Driver:
                     self._fail("its other end was closed")
                     return
                 frame, verified = taken
-                if self.tap is not None:
-                    self.tap(frame, False, now)
                 receive(frame, now, verified=verified)
         except BlockingIOError:
             pass

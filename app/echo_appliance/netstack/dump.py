@@ -77,7 +77,7 @@ class Dumper:
         """Show a frame; with the last one wanted, end."""
         now = time.time()
         if self._capture is not None:
-            self._capture.add(frame, now)
+            self._capture.add(frame)
             self._capture.flush()
         clock = time.strftime("%H:%M:%S", time.localtime(now))
         sys.stdout.write(f"{clock}.{int(now % 1 * 1e6):06} {describe(frame)}\n")

@@ -4,6 +4,7 @@ Source: draft-ietf-opsawg-pcap, "PCAP Capture File Format", with microseconds.
 """
 
 import struct
+from time import time
 
 from ..errors import SetupError
 
@@ -22,9 +23,9 @@ class Capture:
         self._file = file
         file.write(_FILE_HEADER)
 
-    def add(self, frame: "bytes | memoryview", at: float) -> None:
-        """Append a frame that passed at this time of the day."""
-        seconds, fraction = divmod(at, 1.0)
+    def add(self, frame: "bytes | bytearray | memoryview") -> None:
+        """Append a frame that has just passed."""
+        seconds, fraction = divmod(time(), 1.0)
         size = len(frame)
         self._file.write(_RECORD.pack(int(seconds), int(fraction * 1e6), size, size))
         self._file.write(frame)

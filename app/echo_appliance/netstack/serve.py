@@ -7,10 +7,11 @@ from ..errors import ParseError, SetupError
 from ..forward.target import is_passed
 from ..forward.target import parse as parse_target
 from ..inherit import check_metrics
+from ..limits import connection_limit
 from ..loop import Loop
 from ..metrics import SOCKET_NAME as METRICS
 from ..notify import ServiceManager
-from ..options import ArgumentError, Parser, add_service_options
+from ..options import ArgumentError, Parser, ServiceOptions, add_service_options
 from ..service import Lifetimes, Service
 from ..text import whole_number
 from .addresses import format_ip
@@ -28,29 +29,16 @@ if TYPE_CHECKING:
 
     Job = tuple[int, "str | Target"]
 
-# Nothing but memory limits us here: two buffers of 1 MiB that a peer can fill, each.
-DEFAULT_MAX_CONNECTIONS = 4096
 
-
-class Options(LinkOptions):
+class Options(LinkOptions, ServiceOptions):
     """What the command line says; filled by the parser."""
 
     port: "list[Job] | None"
-    max_connections: int | None
-    max_connections_per_source: int
-    idle_timeout: float
-    exit_idle: float
-    drain: float
-    start_sleep: float
-    workers: int
-    debug: bool
 
 
 def main(arguments: "Sequence[str]") -> int:
     """Serve until drained; return the exit status.  Raises SetupError, in words for the user."""
     options = _parse(arguments)
-    if options.workers > 1:
-        raise SetupError("a device's frames are for one process: drop --workers")
     if not options.port:
         raise SetupError("no --port: give one to serve, as in --port 7")
     return Server(options).run()
@@ -101,10 +89,8 @@ class Server:
             self._loop, ServiceManager(), counts, lifetimes, f"{words} on {counts.device.name}",
             options.debug,
         )  # fmt: skip
-        limit = options.max_connections
         self._admission = Admission(
-            DEFAULT_MAX_CONNECTIONS if limit is None else limit,
-            options.max_connections_per_source,
+            connection_limit(options.max_connections), options.max_connections_per_source
         )
         self._serve_metrics()
         for number, what in options.port or []:

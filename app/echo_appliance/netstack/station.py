@@ -2,7 +2,6 @@
 
 import os
 import sys
-import time
 
 from ..errors import ParseError, SetupError
 from ..inherit import Inherited, take_apart
@@ -181,26 +180,14 @@ class Station:
         from .pcap import open_capture
 
         capture = open_capture(path)
-        offset = time.time() - self.loop.now
-        skip = len(self.device.prefix)
-        send = self.device.send
-
-        def seen(frame: memoryview, _ours: bool, now: float) -> None:
-            capture.add(frame, now + offset)
-
-        def send_seen(head: "bytes", payload: "bytes") -> None:
-            capture.add(head[skip:] + payload, self.loop.now + offset)
-            send(head, payload)
-
-        self.driver.tap = seen
-        self.device.send = send_seen  # type: ignore[method-assign,assignment]
-        closed = self.device.on_close
+        give_back = self.device.on_close
 
         def close() -> None:
             capture.close()
-            if closed is not None:
-                closed()
+            if give_back is not None:
+                give_back()
 
+        self.device.on_frame = capture.add
         self.device.on_close = close
 
 

@@ -309,7 +309,7 @@ def test_serve_tells_what_is_wrong_in_a_line(tap: Net) -> None:
         (*TAP, "--port", "7", "--mtu", "65536"): "out of range",
         (*TAP, "--port", "7", "--mac", "01:00:00:00:00:00"): "is not a station's",
         (*TAP, "--port", "7", "--gateway", "10.0.0.1"): "is on the link of no --address",
-        (*TAP, "--port", "7", "--workers", "2"): "drop --workers",
+        (*TAP, "--port", "7", "--workers", "2"): "unknown option --workers",
         (*TAP, "--address", "192.0.2.255/24", "--port", "7"): "broadcast address",
         (*TAP, "--address", "224.0.0.1/24", "--port", "7"): "one host on a link",
         (*TAP, "--address", "192.0.2.3", "--port", "7"): "needs the length",

@@ -172,7 +172,7 @@ def test_max_connections_resets_the_next(net: Net) -> None:
         for sock in (one, two):
             sock.send(b"x")
             assert sock.recv(1) == b"x"
-        with connect() as third, pytest.raises(ConnectionResetError):
+        with pytest.raises(ConnectionResetError), connect() as third:
             third.recv(1)
     eventually(_echoes, "room again")
 
