@@ -195,10 +195,12 @@ def test_syn_flood_leaves_room_for_others(net: Net) -> None:
     page = net.page()
     server = net.serve(net.tap(), passed=[("metrics", page)])
     before = server.rss
-    flood = [find("hping3", "hping3"), "--flood", "--rand-source", "-S", "-p", str(PORT), OURS]
+    # 10,000 a second.  With --flood the tap's queue would overflow, and what is lost there is
+    # whatever comes: that would test the kernel.
+    flood = [find("hping3", "hping3"), "-i", "u100", "--rand-source", "-S", "-p", str(PORT), OURS]
     with running([*flood, "-q"], Path("/dev/null")):
         eventually(
-            lambda: metrics(page.getsockname()).get("received_frames_total", 0) > 100_000,
+            lambda: metrics(page.getsockname()).get("received_frames_total", 0) > 20_000,
             "the flood", 60,
         )  # fmt: skip
         with connect() as sock:
