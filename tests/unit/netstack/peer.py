@@ -131,3 +131,25 @@ def established(settings: Settings | None = None, **options: object) -> Peer:
 def numbers(segments: list[Segment]) -> list[tuple[int, int]]:
     """(sequence number, octets of payload) of each."""
     return [(segment.seq, len(segment.payload)) for segment in segments]
+
+
+FIRST = OURS + 1  # our first octet of data
+MSS = 1000
+
+
+def wrote(octets: int, settings: Settings | None = None, **options: object) -> Peer:
+    """Established, with so much written; what is sent of it has not been asked for."""
+    peer = established(settings, **options)
+    assert peer.connection.write(bytes(octets)) == octets
+    return peer
+
+
+def in_flight(segments: int, **options: object) -> Peer:
+    """Established, with so many full segments sent and a round trip of 0.1 s known."""
+    peer = wrote(MSS, None, **options)
+    peer.leaves()
+    peer.now += 0.1
+    peer.sends()
+    peer.connection.write(bytes(segments * MSS))
+    assert len(peer.leaves()) == segments
+    return peer
