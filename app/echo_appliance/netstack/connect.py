@@ -91,7 +91,7 @@ class Client:
         self._failure: str | None = None
         self._connection: Connection | None = None
         self._loop = Loop()
-        self._station = Station(self._loop, options, self._fail)
+        self._station = Station(self._loop, options, self._lost)
 
     def run(self) -> int:
         """Be connected until both sides have ended; return the exit status.  Raises SetupError."""
@@ -142,6 +142,9 @@ class Client:
             self._station.driver.touch(self._connection)
         self._failure = self._failure or "interrupted"
         self._loop.call_later(0.0, self._loop.stop)
+
+    def _lost(self, why: str) -> None:
+        self._fail(f"{self._station.device.name}: no more frames: {why}")
 
     def _fail(self, why: str) -> None:
         self._failure = why

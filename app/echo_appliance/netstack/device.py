@@ -86,9 +86,9 @@ class Device:
     def read(self) -> tuple[memoryview, bool] | None:
         """Return a frame, and whether its transport checksum need not be looked at.
 
-        The frame is there until the next call.  None at the end of a message
-        socket.  Raises BlockingIOError when there is none, OSError when there
-        will be none any more.
+        The frame is there until the next call.  None at the end of a message socket, for which
+        an empty message is taken, too.  Raises BlockingIOError when there is none, OSError when
+        there will be none any more.
         """
         size = self._readv(self.descriptor, self._vector)
         if size <= len(self.prefix):

@@ -5,8 +5,6 @@ The only part of the stack that does I/O as it serves.
 
 import select
 
-from ..errors import say
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -93,7 +91,6 @@ class Driver:
 
     def _fail(self, why: str) -> None:
         self._loop.discard(self._device.descriptor)
-        say(f"{self._device.name}: no more frames: {why}")
         self._lost(why)
 
     def _arm(self) -> None:

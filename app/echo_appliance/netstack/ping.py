@@ -109,8 +109,8 @@ class Pinger:
         self._summarize()
         return 0 if self._round_trips else 1
 
-    def _lost(self, _why: str) -> None:
-        self._loop.stop()
+    def _lost(self, why: str) -> None:
+        self._fail(SetupError(f"{self._station.device.name}: no more frames: {why}"))
 
     def _fail(self, error: SetupError) -> None:
         self._failure = error

@@ -41,6 +41,9 @@ def main(arguments: "Sequence[str]") -> int:
     options = _parse(arguments)
     if not options.port:
         raise SetupError("no --port: give one to serve, as in --port 7")
+    numbers = [number for number, _ in options.port]
+    if len(set(numbers)) < len(numbers):
+        raise SetupError("a --port is given twice: each does one thing")
     return Server(options).run()
 
 
@@ -112,7 +115,8 @@ class Server:
         self._loop.stop()
 
     def _lost(self, why: str) -> None:
-        self._service.drain(f"the device gives no more frames: {why}", 0.0)
+        self._failure = SetupError(f"{self._station.device.name}: no more frames: {why}")
+        self._service.drain("the device gives no more frames", 0.0)
 
     def _serve_metrics(self) -> None:
         sockets = self._station.sockets
@@ -134,15 +138,13 @@ class Server:
             service, self._admission, counts.counters, self._station.driver,
             idle_timeout=options.idle_timeout, debug=options.debug,
         )  # fmt: skip
-        open_session: Callable[[Connection], object]
+        if not isinstance(what, str):
+            return Listening(self._station, number, port, partial(Relay, port, target=what), None)
         if what == "echo":
             echo = DatagramEcho(self._station.interface, service, counts.counters, number)
             return Listening(self._station, number, port, partial(Echo, port), echo.serve)
-        if what == "discard":
-            discard = DatagramDiscard(service, counts.counters)
-            return Listening(self._station, number, port, partial(Discard, port), discard.serve)
-        open_session = lambda connection: Relay(port, connection, what)  # type: ignore[arg-type]  # noqa: E731
-        return Listening(self._station, number, port, open_session, None)
+        discard = DatagramDiscard(service, counts.counters)
+        return Listening(self._station, number, port, partial(Discard, port), discard.serve)
 
 
 class Listening:

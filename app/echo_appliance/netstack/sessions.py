@@ -238,9 +238,16 @@ class Relay(Session):
             events |= select.EPOLLOUT
         if not self._target_ended and connection.writable >= READ_SIZE:
             events |= select.EPOLLIN
-        if events != self._events:
-            self._events = events
-            self._port.service.loop.rewatch(self._socket.fileno(), events)
+        if events == self._events:
+            return
+        loop, descriptor = self._port.service.loop, self._socket.fileno()
+        if not self._events:
+            loop.watch(descriptor, events, self._on_event)
+        elif events:
+            loop.rewatch(descriptor, events)
+        else:  # not with an empty mask: a hang-up is told in any case, and would spin
+            loop.forget(descriptor)
+        self._events = events
 
     def _fail(self, error: OSError) -> None:
         code = errno.errorcode.get(error.errno or 0, "error")

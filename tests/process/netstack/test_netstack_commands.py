@@ -302,6 +302,7 @@ def test_serve_tells_what_is_wrong_in_a_line(tap: Net) -> None:
         ("--device", "tap:a/b", *ADDRESSES, "--port", "7"): "is not an interface's name",
         (*TAP, "--tap", "tap0", "--port", "7"): "--tap is for a descriptor",
         TAP: "no --port",
+        (*TAP, "--port", "7", "--port", "7=discard"): "is given twice",
         (*TAP, "--port", "70000"): "is not a port",
         (*TAP, "--port", "7=nonsense"): "or echo, or discard",
         (*TAP, "--port", "7=tcp:name:80"): "give a target by its address",

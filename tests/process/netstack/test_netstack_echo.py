@@ -188,7 +188,7 @@ def _echoes() -> bool:
 def test_tap_that_is_deleted_ends_the_service(net: Net) -> None:
     server = net.serve(net.tap())
     ip("link", "delete", "tap0")
-    assert server.wait() == 0
+    assert server.wait() == 1
     assert "no more frames" in server.stderr
 
 
