@@ -134,7 +134,7 @@ class Interface:
                 raise ParseError("tentative-address")
             if to_group:  # RFC 1122 section 3.3.6: one forged frame would make all answer
                 raise ParseError("one-address-in-group-frame")
-        elif destination in self._broadcasts or destination[0] >= 224:
+        elif destination in self._broadcasts or _is_group(destination):
             raise ParseError("group-destination")
         else:
             raise ParseError("packet-for-others")
@@ -243,6 +243,10 @@ class Interface:
                 self.control.send_reassembly_timeout(partial.first, now)
         self.streams.on_deadline(now)
         self.flush(now)
+
+
+def _is_group(address: bytes) -> bool:
+    return ipv4.is_group(address) if len(address) == 4 else ipv6.is_group(address)
 
 
 def _cut(payload: memoryview, room: int) -> "list[tuple[int, memoryview, bool]]":

@@ -81,13 +81,9 @@ class Link:
         """Return the part of an Ethernet header that is known before the neighbour is."""
         return self.hardware + (ethernet.IPV4 if way.is_ipv4 else ethernet.IPV6).to_bytes(2, "big")
 
-    def send_to_group(self, group: bytes, ethertype: int, packet: bytes) -> None:
-        """Send a packet to all stations of a group."""
-        head = ethernet.serialize_header(group, self.hardware, ethertype)
-        self.port.send(self.port.prefix + head, packet)
-
     def _send_to(self, hardware: bytes, ethertype: int, packet: bytes) -> None:
-        self.send_to_group(hardware, ethertype, packet)
+        head = ethernet.serialize_header(hardware, self.hardware, ethertype)
+        self.port.send(self.port.prefix + head, packet)
 
     def _neighbour(self, way: "Way", now: float) -> "Neighbour":
         neighbour = self.neighbours.find(way.next_hop, now)

@@ -6,7 +6,7 @@ that none of it is worked out for each.
 """
 
 from .checksum import partial_sum
-from .wire import ethernet, ipv4, ipv6
+from .wire import ipv6
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -104,11 +104,3 @@ class Routes:
         sources = [one.address for one in self._networks if len(one.address) == len(remote)]
         ways = [self._ways.get(source + remote) for source in sources]
         return [way for way in ways if way is not None]
-
-
-def group_address(destination: bytes) -> bytes | None:
-    """Return the frame address that a group is sent to; None for a single host."""
-    if len(destination) == 16:
-        group = ipv6.is_group(destination)
-        return ethernet.group_of_ipv6(destination) if group else None
-    return ethernet.group_of_ipv4(destination) if ipv4.is_group(destination) else None

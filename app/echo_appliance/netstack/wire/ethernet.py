@@ -46,11 +46,6 @@ def is_group(address: bytes) -> bool:
     return bool(address[0] & 1)
 
 
-def group_of_ipv4(address: bytes) -> bytes:
-    """Return the frame address of an IPv4 multicast group.  RFC 1112 section 6.4."""
-    return b"\x01\x00\x5e" + bytes((address[1] & 0x7F,)) + address[2:]
-
-
 def group_of_ipv6(address: bytes) -> bytes:
     """Return the frame address of an IPv6 multicast group.  RFC 2464 section 7."""
     return b"\x33\x33" + address[12:]
