@@ -213,7 +213,7 @@ class Dial:
                 number = sock.connect_ex(address[1])
         except OSError as error:  # an address that does not fit its family
             number = error.errno or errno.EINVAL
-        if number == 0:
+        if number in (0, errno.EISCONN):  # the second answer of vsock to one that is connected
             self._succeed(sock, address)
             return True
         if number in _PENDING:
