@@ -15,6 +15,7 @@ Protocols and address families never mix: ::/0 is all of IPv6 and none of IPv4.
 from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 
 from ..errors import ParseError
+from ..text import whole_number
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -208,9 +209,10 @@ def parse_network(text: str) -> tuple[tuple[int, bytes, int], str | None]:
     family, address = parse_address(text_address)
     bits = ADDRESS_BITS[family]
     if slash:
-        if not (text_bits.isascii() and text_bits.isdigit() and int(text_bits) <= bits):
-            raise ParseError(f"{text!r}: the prefix length must be 0 to {bits}")
-        bits = int(text_bits)
+        length = whole_number(text_bits)
+        if length is None or length > bits:
+            raise ParseError(f"{text!r:.60}: the prefix length must be 0 to {bits}")
+        bits = length
     if family and bits >= 96 and address.startswith(_MAPPED):
         inner = format_network(0, address[12:], bits - 96)
         raise ParseError(f"{text!r} is an IPv4-mapped prefix, which no packet has: write {inner}")

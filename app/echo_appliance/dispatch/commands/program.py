@@ -25,6 +25,11 @@ def load(options: "Options") -> int:
     group = None if asked.group is None else _group(asked.group)
     with lock(options, place):
         program.load(place, asked.capacity, group, asked.beside)
+    if group is not None and place.is_open_to_all():
+        say(
+            f"dispatch: warning: any user may pin in {place.bpffs}, so who may read can pin what "
+            f"they read once more, to write it: chmod o-w {place.bpffs}"
+        )
     say(f"dispatch: loaded into {place.path}")
     return 0
 
