@@ -10,7 +10,7 @@ import pytest
 from testinfra.host import Host
 
 from tests.machine import clients
-from tests.machine.conftest import clean, wait_until
+from tests.machine.conftest import clean, status_of, wait_until
 from tests.machine.dispatching import (
     COMMON,
     INSTALLED,
@@ -23,7 +23,6 @@ from tests.machine.dispatching import (
     status,
 )
 from tests.machine.test_documented import bash, blocks, lines, probe_all
-from tests.machine.test_variants import status_of
 
 TITLE = "dispatch: whole prefixes and port ranges"
 LOAD, SERVER, LISTED, TRY, END, FILE, NATIVE, CONTAINER, PROBE, USER, DATAGRAMS = range(11)

@@ -15,7 +15,7 @@ import pytest
 from testinfra.host import Host
 
 from tests.machine import clients
-from tests.machine.conftest import wait_until
+from tests.machine.conftest import status_of, wait_until
 from tests.machine.dispatching import (
     ADDRESSES,
     BINDINGS,
@@ -31,7 +31,6 @@ from tests.machine.dispatching import (
     show,
     status,
 )
-from tests.machine.test_variants import status_of
 
 NAMES = [name for name, _ in ADDRESSES]
 SIDECAR = "dispatch@demo.service"
