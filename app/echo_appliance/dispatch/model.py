@@ -226,11 +226,9 @@ def parse_network(text: str) -> tuple[tuple[int, bytes, int], str | None]:
 def parse_ports(text: "str | int") -> tuple[int, int]:
     """Read a port, FIRST-LAST, or 0 for all ports.  Raises ParseError."""
     first, dash, last = str(text).partition("-")
-    numbers = [first, last] if dash else [first]
-    if not all(one.isascii() and one.isdigit() and int(one) <= 65535 for one in numbers):
-        raise ParseError(f"{text!r} is not a port, FIRST-LAST, or 0 for all ports")
-    low = int(numbers[0])
-    high = int(numbers[-1])
+    low, high = whole_number(first), whole_number(last if dash else first)
+    if low is None or high is None or max(low, high) > ALL_PORTS[1]:
+        raise ParseError(f"{text!r:.60} is not a port, FIRST-LAST, or 0 for all ports")
     if not dash:
         return (low, high) if low else ALL_PORTS
     if low > high:
@@ -242,10 +240,10 @@ def parse_label(text: str) -> str:
     """Check a label: 1 to 63 octets, printable, without spaces.  Raises ParseError."""
     if not text:
         raise ParseError("a label must not be empty")
+    if not text.isprintable() or " " in text:  # nor anything that is no UTF-8
+        raise ParseError(f"label {text!r:.60} has spaces or unprintable characters")
     if len(text.encode()) > LABEL_OCTETS:
         raise ParseError(f"label {text[:20]!r}...: {len(text.encode())} octets, at most 63 fit")
-    if not text.isprintable() or " " in text:
-        raise ParseError(f"label {text!r} has spaces or unprintable characters")
     return text
 
 
