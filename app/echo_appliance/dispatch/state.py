@@ -31,11 +31,15 @@ MAPS = ("bindings", "settings", "destinations", "sockets", "counters", "explaine
 ZERO = bytes(4)
 
 
+class NotLoadedError(SetupError):
+    """There is no dispatcher."""
+
+
 class Dispatcher:
     """What is pinned for one namespace.  Owns descriptors of it, opened when they are needed."""
 
     def __init__(self, place: Place, write: bool) -> None:
-        """Open it.  Raises SetupError when there is none, or when it is not one that we know.
+        """Open it.  Raises NotLoadedError when there is none, SetupError when we do not know it.
 
         To write, hold the lock.
         """
@@ -69,8 +73,8 @@ class Dispatcher:
         if not netns:
             raise self._not_loaded()  # detached, by an unload that was killed
 
-    def _not_loaded(self) -> SetupError:
-        return SetupError(
+    def _not_loaded(self) -> NotLoadedError:
+        return NotLoadedError(
             "no dispatcher is loaded in this network namespace "
             f"(under {self.place.base}): run dispatch load"
         )
