@@ -166,7 +166,10 @@ class Dispatcher:
         return number
 
     def trie(self) -> int:
-        """Return the descriptor of the trie in force (borrowed)."""
+        """Return the descriptor of the trie in force (borrowed; a reader's until it asks again)."""
+        if not self._write:
+            self._forget("trie")  # which may be another by now
+            self._forget("trie-new")
         if not self._write and self._exists("trie-new"):
             # Someone is replacing it, or was killed: which one is it by now?
             try:
