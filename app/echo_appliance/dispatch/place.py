@@ -39,7 +39,8 @@ class Place:
         """Raise SetupError where pins would not be pins."""
         if _filesystem(self.bpffs) != "bpf":
             raise SetupError(
-                f"{self.bpffs} is not a bpffs: mount -t bpf bpf {self.bpffs}, or give --bpffs PATH"
+                f"{self.bpffs} is not a bpffs: mount -t bpf -o mode=755 bpf {self.bpffs}, "
+                "or give --bpffs PATH"
             )
 
     def make_base(self) -> None:
