@@ -131,8 +131,12 @@ class Sidecar:
 
     def page(self) -> str:
         """Return the page of the socket named metrics: what the kernel counted."""
-        with Dispatcher(self._place, write=False) as dispatcher:
-            return metrics_text(dispatcher) + self._lending_text()
+        try:
+            with Dispatcher(self._place, write=False) as dispatcher:
+                counted = metrics_text(dispatcher)
+        except (SetupError, OSError) as error:
+            counted = f"# {error}\n"  # until check() has seen to it
+        return counted + self._lending_text()
 
     def _lending_text(self) -> str:
         """The part of the page that only we know."""

@@ -46,10 +46,14 @@ class Dispatcher:
         self.place = place
         self._write = write
         self._open: dict[str, int] = {}
-        self._check_loaded()
-        self._check_known()
-        if write:
-            self._heal()
+        try:
+            self._check_loaded()
+            self._check_known()
+            if write:
+                self._heal()
+        except BaseException:
+            self.close()  # a sidecar tries again, for ever
+            raise
 
     # -- is it there, and is it ours ------------------------------------------------
 

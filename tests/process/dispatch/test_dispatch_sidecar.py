@@ -12,8 +12,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from echo_appliance.dispatch import libbpf
+from echo_appliance.dispatch.place import Place
 from echo_appliance.dispatch.sidecar import CHECK_SECONDS
+from echo_appliance.dispatch.state import Dispatcher
+from echo_appliance.errors import SetupError
 from tests.process.dispatch.clients import reached, received
 from tests.process.dispatch.sidecars import Manager, eventually, sidecar, write
 from tests.process.dispatch.space import DEADLINE, Space
@@ -196,3 +201,28 @@ def test_sidecar_of_a_dispatcher_of_another_version_says_so(empty: Space, tmp_pa
         settings.layout = 99
         dispatcher.write_settings(settings)
     assert "of another version (layout 99" in empty.fails("run", "--once")
+
+
+def test_a_dispatcher_that_is_refused_leaves_no_descriptor_open(space: Space) -> None:
+    place = Place(str(space.bpffs), None)
+    before = len(space.descriptors(os.getpid()))
+    with replaced_program(space):
+        open_ones = len(space.descriptors(os.getpid()))
+        for _ in range(5):
+            with pytest.raises(SetupError, match="someone else replaced it"):
+                Dispatcher(place, write=True)
+        assert len(space.descriptors(os.getpid())) == open_ones
+    assert len(space.descriptors(os.getpid())) == before
+    os.close(place.netns)
+
+
+def test_sidecar_goes_on_when_metrics_are_asked_of_a_dispatcher_that_was_unloaded(
+    empty: Space, tmp_path: Path
+) -> None:
+    stream, metrics, config = empty.tcp(), empty.tcp(), tmp_path / "b.json"
+    write(config, ("echo", "127.1.0.0/16", 80))
+    with sidecar(empty, tmp_path, config, ("echo", stream), ("metrics", metrics)):
+        empty.ok("unload")
+        get(metrics)
+        eventually(lambda: reached([stream], "127.1.0.1", 80) == 0)
+        assert b" 200 " in get(metrics)
