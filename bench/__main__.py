@@ -15,7 +15,7 @@ import time
 from bench import plot, report
 from bench.core import BENCH, ROOT, BenchError, Options
 
-MODES = ("echo", "forward", "dispatch")
+MODES = ("echo", "forward", "dispatch", "netstack", "vm")
 INTERRUPTED = 130
 
 

@@ -1,5 +1,5 @@
 /*
- * The client of the benchmarks: one thread, one core, loopback only, bounded in time.
+ * The client of the benchmarks: one thread, one core, bounded in time.
  *
  *   load latency  PORT SECONDS   one connection, 64 octets there and back
  *   load messages PORT SECONDS   64 connections, 1 KiB there and back, one outstanding on each
@@ -7,6 +7,8 @@
  *   load udp      PORT SECONDS   64 octets, up to 64 datagrams outstanding
  *   load idle     PORT COUNT     COUNT connections, each used once, held until stdin ends
  *   load cold     PORT           connect, send one octet, wait for it (or for the end)
+ *
+ * The server is on loopback, or at the IPv4 address that comes after SECONDS or COUNT.
  *
  * Prints "name=value" words on one line.  What comes back is compared with what was sent; any
  * difference ends the run with exit status 1.  It is written in C so that the server is what
@@ -386,9 +388,9 @@ int main(int argc, char **argv)
 	};
 
 	if (argc < 3)
-		errx(2, "usage: load latency|messages|bulk|udp|idle|cold PORT [SECONDS|COUNT]");
+		errx(2, "usage: load latency|messages|bulk|udp|idle|cold PORT [SECONDS|COUNT [ADDRESS]]");
 	server.sin_port = htons(atoi(argv[2]));
-	server.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+	server.sin_addr.s_addr = argc > 4 ? inet_addr(argv[4]) : htonl(INADDR_LOOPBACK);
 	for (size_t i = 0; i < sizeof pattern; i++)
 		pattern[i] = i % PATTERN;
 	for (size_t i = 0; i < sizeof modes / sizeof *modes; i++) {

@@ -17,12 +17,13 @@ modes:
   echo      send back what arrives on every inherited socket
   forward   relay every inherited socket to a target, on any socket family
   dispatch  steer whole prefixes and port ranges to sockets, in the kernel
+  netstack  a TCP/IP stack of our own, on an inherited tap
   probe     test an echo server from outside, on any socket family
 
 echo-appliance MODE --help lists a mode's options.
 """
 
-MODES = "echo, forward, probe or dispatch"
+MODES = "echo, forward, probe, dispatch or netstack"
 
 
 def main(arguments: "Sequence[str] | None" = None) -> int:
@@ -40,6 +41,8 @@ def main(arguments: "Sequence[str] | None" = None) -> int:
             from .probe import main as run
         elif mode == "dispatch":
             from .dispatch.command import main as run
+        elif mode == "netstack":
+            from .netstack.command import main as run
         elif mode in ("-h", "--help", "help"):
             sys.stdout.write(USAGE)
             return 0
@@ -54,7 +57,7 @@ def main(arguments: "Sequence[str] | None" = None) -> int:
         return 130  # 128 + SIGINT, as a shell reports it
     except SetupError as error:
         say(str(error))
-        return 2 if mode not in ("echo", "forward", "probe", "dispatch") else 1
+        return 2 if mode not in ("echo", "forward", "probe", "dispatch", "netstack") else 1
 
 
 if __name__ == "__main__":

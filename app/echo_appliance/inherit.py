@@ -107,6 +107,16 @@ def take(paths: list[PassedPath] | None = None) -> list[Inherited]:
     return sockets
 
 
+def take_apart(name: str) -> tuple[list[int], list[Inherited]]:
+    """Return the descriptors of one name, whatever they are, and all others as sockets.
+
+    For modes that serve more than sockets.  Nothing at all need have been passed.
+    """
+    passed = _passed_descriptors()
+    others = [_inherit(descriptor, of) for descriptor, of in passed if of != name]
+    return [descriptor for descriptor, of in passed if of == name], others
+
+
 def _keep_out_of_the_data() -> None:
     """Inetd style, standard output and error are often the connection too: silence them.
 

@@ -35,6 +35,12 @@ _METRICS = {
     "received_datagrams_total": ("counter", "Datagrams received."),
     "sent_datagrams_total": ("counter", "Datagrams sent."),
     "dropped_datagrams_total": ("counter", "Datagrams not answered, by reason."),
+    "received_frames_total": ("counter", "Frames received (netstack)."),
+    "sent_frames_total": ("counter", "Frames sent (netstack)."),
+    "dropped_frames_total": (
+        "counter",
+        "Frames, packets and segments that got no further, by reason (netstack).",
+    ),
 }
 
 

@@ -196,8 +196,13 @@ class ServiceOptions:
     exit_idle: float
     drain: float
     start_sleep: float
-    workers: int
     debug: bool
+
+
+class SharingOptions(ServiceOptions):
+    """The same, of a mode whose sockets several processes can share."""
+
+    workers: int
 
 
 def add_service_options(parser: Parser) -> None:
@@ -229,10 +234,14 @@ def add_service_options(parser: Parser) -> None:
         help="wait S seconds before serving, to see what clients make of a slow start",
     )  # fmt: skip
     parser.add(
-        "--workers", workers, default=1, metavar="N",
-        help="serve in N processes that share the sockets (default: 1)",
-    )  # fmt: skip
-    parser.add(
         "--debug", default=False,
         help="log octets received and sent, with the descriptor's name",
+    )  # fmt: skip
+
+
+def add_workers(parser: Parser) -> None:
+    """Add what modes understand whose sockets several processes can share."""
+    parser.add(
+        "--workers", workers, default=1, metavar="N",
+        help="serve in N processes that share the sockets (default: 1)",
     )  # fmt: skip

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 DATAGRAM_LIMIT = 65507
 SIZE_LIMIT = 1 << 30
 READ_SIZE = 256 * 1024
+GREETING_LIMIT = 64  # octets of "OK 1073741824" and its newline, with much to spare
 
 _WORDS = {
     errno.ECONNREFUSED: "refused: nobody listens there",
@@ -115,7 +116,7 @@ def _parse(arguments: "Sequence[str]") -> Options:
         "targets", metavar="TARGET",
         help="tcp:HOST:PORT, udp:HOST:PORT, with [::1] for IPv6; vsock:CID:PORT,\n"
         "        vsock-seqpacket:CID:PORT; unix:PATH, unix-dgram:PATH, unix-seqpacket:PATH,\n"
-        "        with @NAME for an abstract name",
+        "        with @NAME for an abstract name; vsock-uds:PATH:PORT",
     )  # fmt: skip
     parser.add("--size", positive, default=64, metavar="N", help="octets to send (64)")
     parser.add("--count", positive, default=1, metavar="N", help="round trips (1)")
@@ -141,7 +142,7 @@ def probe(target: Target, size: int, count: int, timeout: float) -> Result:
     """Make `count` round trips of `size` octets; each may take `timeout` seconds."""
     round_trips: list[float] = []
     try:
-        with _connect(target, timeout) as sock:
+        with connect(target, timeout) as sock:
             for _ in range(count):
                 payload = os.urandom(size)  # another one each time, so that no answer counts twice
                 started = monotonic()
@@ -156,7 +157,11 @@ def probe(target: Target, size: int, count: int, timeout: float) -> Result:
     return Result(target.text, round_trips, None)
 
 
-def _connect(target: Target, timeout: float) -> socket.socket:
+def connect(target: Target, timeout: float) -> socket.socket:
+    """Return a socket that is connected to the target, the caller's to close.
+
+    Raises OSError, TimeoutError after that many seconds, ProbeError where errno says too little.
+    """
     if target.family in (socket.AF_INET, socket.AF_INET6, socket.AF_UNSPEC):
         return _connect_internet(target, timeout)
     sock = socket.socket(target.family, target.type)
@@ -166,6 +171,9 @@ def _connect(target: Target, timeout: float) -> socket.socket:
             sock.connect((int(target.host), target.port))
         else:
             _connect_unix(sock, target, timeout)
+        if target.is_hybrid:
+            sock.settimeout(timeout)
+            _ask_for_port(sock, target.port)
     except BaseException:
         sock.close()
         raise
@@ -185,6 +193,28 @@ def _connect_unix(sock: socket.socket, target: Target, timeout: float) -> None:
         sock.connect(target.path)
     except BlockingIOError:
         raise TimeoutError from None
+
+
+def _ask_for_port(sock: socket.socket, port: int) -> None:
+    """Have a user-space vsock device connect us to a port of its guest.
+
+    What follows the answer's line is the guest's, so nothing beyond it may be read here.
+    Source: Firecracker, docs/vsock.md; vhost-device-vsock, README.
+    """
+    answer = b""
+    try:
+        sock.sendall(b"CONNECT %d\n" % port)
+        while not answer.endswith(b"\n") and len(answer) < GREETING_LIMIT:
+            octet = sock.recv(1)
+            if not octet:
+                break
+            answer += octet
+    except ConnectionError:
+        pass  # a reset is what devices say instead of "no"
+    if not answer:
+        raise ProbeError(f"no guest is up there, or nobody listens on its port {port}")
+    if not (answer.startswith(b"OK ") and answer.endswith(b"\n")):
+        raise ProbeError(f"not a vsock device: it answered {answer!r}")
 
 
 def _connect_internet(target: Target, timeout: float) -> socket.socket:

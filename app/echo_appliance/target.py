@@ -16,8 +16,11 @@ _UNIX = {
     "unix-seqpacket": socket.SOCK_SEQPACKET,
 }
 _VSOCK = {"vsock": socket.SOCK_STREAM, "vsock-seqpacket": socket.SOCK_SEQPACKET}
+# A guest's vsock port behind a unix socket, as user-space vsock devices and micro-VMs have it
+# ("hybrid vsock"): who connects writes "CONNECT port", and is answered "OK ..." first.
+_HYBRID = "vsock-uds"
 
-SCHEMES = (*_INTERNET, *_UNIX, *_VSOCK)
+SCHEMES = (*_INTERNET, *_UNIX, *_VSOCK, _HYBRID)
 
 _UNIX_PATH_LIMIT = 107  # struct sockaddr_un has 108 octets; a path ends with a zero
 
@@ -41,11 +44,16 @@ class Target:
         self.family = family
         self.type = kind
         self.host = host  # an IP address or a name; the CID in digits for vsock
-        self.port = port
+        self.port = port  # the guest's, for vsock-uds
         self.path = path  # unix only; starts with a zero octet when abstract
 
     def __repr__(self) -> str:
         return f"Target({self.text!r})"
+
+    @property
+    def is_hybrid(self) -> bool:
+        """Whether `port` is to be asked for on the unix socket `path`."""
+        return self.family == socket.AF_UNIX and self.port != 0
 
 
 def parse_target(text: str) -> Target:
@@ -58,13 +66,16 @@ def parse_target(text: str) -> Target:
     host, colon, port_text = rest.rpartition(":")
     if not colon or not host:
         raise ParseError(f"target {text!r} needs an address and a port: {_example(scheme)}")
+    if scheme == _HYBRID:
+        port = _parse_port(text, port_text, 0xFFFFFFFF)
+        return Target(
+            text, socket.AF_UNIX, socket.SOCK_STREAM, path=_parse_path(text, host), port=port
+        )
     if scheme in _VSOCK:
         port = _parse_number(text, "port", port_text, 0xFFFFFFFF)
         cid = _parse_number(text, "CID", host, 0xFFFFFFFF)
         return Target(text, socket.AF_VSOCK, _VSOCK[scheme], host=str(cid), port=port)
-    port = _parse_number(text, "port", port_text, 0xFFFF)
-    if port == 0:
-        raise ParseError(f"target {text!r}: nobody can be reached at port 0")
+    port = _parse_port(text, port_text, 0xFFFF)
     family, host = _parse_host(text, host)
     return Target(text, family, _INTERNET[scheme], host=host, port=port)
 
@@ -89,6 +100,13 @@ def _is_address(family: int, host: str) -> bool:
     return True
 
 
+def _parse_port(text: str, digits: str, limit: int) -> int:
+    port = _parse_number(text, "port", digits, limit)
+    if port == 0:
+        raise ParseError(f"target {text!r}: nobody can be reached at port 0")
+    return port
+
+
 def _parse_number(text: str, what: str, digits: str, limit: int) -> int:
     number = whole_number(digits)
     if number is None or number > limit:
@@ -107,4 +125,6 @@ def _parse_path(text: str, path: str) -> str:
 
 
 def _example(scheme: str) -> str:
+    if scheme == _HYBRID:
+        return "vsock-uds:/run/vm.vsock:3000"
     return f"{scheme}:1:3000" if scheme in _VSOCK else f"{scheme}:127.0.0.1:3000"

@@ -17,7 +17,7 @@ import socket
 import traceback
 from time import monotonic
 
-from .errors import say
+from .errors import SetupError, say
 from .loop import Loop
 from .metrics import merge, render, without_gauges
 from .notify import ServiceManager
@@ -172,7 +172,11 @@ class Pool:
         self._alive_interval = self.manager.alive_interval
         self.service.loop.on_signal(signal.SIGCHLD, self._reap)
         for number in range(self._size):
-            self._fork(number)
+            try:
+                self._fork(number)
+            except OSError as error:
+                what = f"worker {number + 1} of {self._size}"
+                raise SetupError(f"{what} cannot be started: {error.strerror}") from error
         for worker in self._workers:
             worker.wait_ready()
 
@@ -198,14 +202,27 @@ class Pool:
 
     # -- one worker's life ---------------------------------------------------
 
-    def _fork(self, number: int) -> None:
+    def _replace(self, number: int) -> None:
         if self._closing:
             return
+        try:
+            self._fork(number)
+        except OSError as error:  # no descriptor or no process (TasksMax=) is left
+            say(f"a worker cannot be started: {error.strerror}; trying again")
+            self.service.loop.call_later(RESTART_SECONDS, lambda: self._replace(number))
+
+    def _fork(self, number: int) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         # Until the child has let go of the parent's wakeup pipe, a signal to it would count
         # for the parent.
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError:
+            ours.close()
+            theirs.close()
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+            raise
         if pid == 0:
             ours.close()  # or the link would never end
             os._exit(self._work(number, theirs))
@@ -288,7 +305,7 @@ class Pool:
             say(f"worker {worker.pid} ended by {how}; starting another")
             age = monotonic() - worker.started_at
             delay = 0.0 if age > RESTART_SECONDS else RESTART_SECONDS
-            loop.call_later(delay, lambda: self._fork(worker.number))
+            loop.call_later(delay, lambda: self._replace(worker.number))
         self.service.closed(worker)
 
 

@@ -216,17 +216,20 @@ def test_forward_datagram_sessions_are_logged(forward: Forwarding, sockets: Sock
 def test_forward_access_log_names_the_server_that_was_asked_for(
     forward: Forwarding, sockets: Sockets
 ) -> None:
-    front, backend = sockets.listen(), sockets.listen()
+    front, metrics, backend = sockets.listen(), sockets.listen(), sockets.listen()
     rule = f'[[route.web.tls]]\nserver-name = "*"\nto = "{target(backend)}"\n'
-    forwarder = forward.config(rule, "--access-log", "text", web=front)
+    forwarder = forward.config(rule, "--access-log", "text", web=front, metrics=metrics)
     evil = b'x" end=eof route=other\\'
     client = sockets.connect(front)
-    client.sendall(hellos.records(hellos.hello(hellos.server_name(evil)), [500]))
+    octets = hellos.records(hellos.hello(hellos.server_name(evil)), [500])
+    client.sendall(octets)
     client.close()
     sockets.keep(backend.accept()[0]).close()
     eventually(lambda: forwarder.stderr.endswith("\n"), "a line")
     [line] = forwarder.stderr.splitlines()
     assert line.startswith("route=web client=127.0.0.1:")
+    assert f"received={len(octets)}" in line.split(), "the backend got those of the hello, too"
+    assert pages.scrape(metrics)["received_octets_total", "web"] == len(octets)
     assert "route=other" not in line.split(), "a client's words must not look like fields of ours"
 
 
@@ -331,6 +334,8 @@ route web:
         ("[[route.web.tls]]\nserver-name = '*'\nto = 'tcp:h:1'\n"
          "[[route.web.tls]]\nserver-name = '*'\nto = 'tcp:i:1'\n", "two of the kind: a default"),
         ("[route.web]\nto = 'tcp:h:1'\nallow = ['nonsense']\n", "'nonsense' is no peer"),
+        ("[route.web]\nto = 'tcp:h:1'\nallow = '10.0.0.0/" + 5000 * "1" + "'\n", "from 0 to 32"),
+        ("[route.web]\nto = 'tcp:h:1'\nconnect-timeout = 0\n", "no backend time to answer"),
         ("[route.web]\nto = 'tcp:h:1'\nidle-timeout = -1\n", "not a number of seconds"),
         ("[route.web]\nto = 'tcp:h:1'\nproxy-protocol = 'v3'\n", "none of 'none', 'v1', 'v2'"),
         ("[route.web]\nto = 'tcp:h:1'\nanswers-in = 'here'\n", "not the absolute path"),
@@ -342,6 +347,8 @@ route web:
         ("[route.web]\nto = 'vsock:host:1'\n", "is not a CID"),
         ("[route.web]\nto = 'fd:'\n", "needs the name of a passed descriptor"),
         ("[route.web]\nto = []\n", "name at least one target"),
+        ("[route.web]\nto = " + 1000 * "[" + 1000 * "]" + "\n", "nest too deeply"),
+        ("[route.web]\nlifetime = " + 5000 * "1" + "\n", "Exceeds the limit"),
     ],
 )  # fmt: skip
 def test_forward_check_refuses_nonsense_in_one_line(

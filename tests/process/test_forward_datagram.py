@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from tests.process.conftest import InNamespace
 from tests.process.forwarding import FAMILIES, Forwarding, target
 from tests.process.launcher import Launcher, eventually
 from tests.process.peers import Sockets, assert_silent, pattern
+
+SO_TIMESTAMPNS = 35  # asm-generic/socket.h
 
 
 @pytest.fixture
@@ -189,6 +192,48 @@ def test_forward_datagram_routes_refuse_what_is_for_streams(
     assert "for streams" in forward.refuse(text, dns=sockets.bind())
 
 
+def test_forward_descriptors_that_clients_send_are_not_kept(
+    forward: Forwarding, sockets: Sockets
+) -> None:
+    front, backend = sockets.bind(socket.AF_UNIX), sockets.bind(socket.AF_UNIX)
+    forwarder = forward.to(front, backend)
+    client = sockets.connect(front)
+    exchange(client, backend, b"hello")
+    before = forwarder.descriptors
+    for _ in range(10):
+        socket.send_fds(client, [b"take these"], [backend.fileno()] * 10)
+        backend.recv(100)
+    exchange(client, backend, b"still the same")
+    assert forwarder.descriptors == before
+
+
+def test_forward_time_stamps_that_a_unit_asks_for_make_no_new_clients(
+    forward: Forwarding, sockets: Sockets
+) -> None:
+    front, backend = sockets.bind(), sockets.bind()
+    front.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)  # Timestamping=ns
+    forward.to(front, backend)
+    client = sockets.connect(front)
+    assert len({exchange(client, backend, b"hello") for _ in range(5)}) == 1
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_UNIX])
+def test_forward_socket_that_somebody_shuts_down_is_left_alone_and_told(
+    forward: Forwarding, sockets: Sockets, family: int
+) -> None:
+    fronts = {"a": sockets.bind(family), "b": sockets.bind(family)}
+    backend = sockets.bind()
+    forwarder = forward.config(f'[route."*"]\nto = "{target(backend)}"\n', **fronts)
+    with contextlib.suppress(OSError):  # ENOTCONN from UDP, which shuts it down nevertheless
+        fronts["a"].shutdown(socket.SHUT_RDWR)
+    eventually(lambda: "shut down by somebody who holds it too" in forwarder.stderr, "a line")
+    forwarder.assert_sleeps()
+    exchange(sockets.connect(fronts["b"]), backend, b"hello")
+    with contextlib.suppress(OSError):
+        fronts["b"].shutdown(socket.SHUT_RDWR)
+    assert forwarder.wait() == 0
+
+
 # -- a unix backend that sees other abstract names ------------------------------------------
 
 
@@ -237,7 +282,10 @@ def test_forward_folder_for_answers_that_is_not_there_is_told_and_counted(
         f'[route.web]\nto = "{target(backend)}"\nanswers-in = "{folder}"\n',
         web=front, metrics=metrics,
     )  # fmt: skip
-    sockets.connect(front).send(b"?")
-    pages.until(metrics, {("connections_ended_total", "web", "no-address-for-answers"): 1})
-    assert f"no socket in {folder}: No such file or directory" in forwarder.stderr
+    client = sockets.connect(front)
+    for number in (1, 2, 3):
+        client.send(b"?")
+        pages.until(metrics, {("connections_ended_total", "web", "no-address-for-answers"): number})
+    [line] = forwarder.stderr.splitlines()
+    assert f"no socket in {folder}: No such file or directory" in line
     assert pages.scrape(metrics)["connections", "web"] == 0

@@ -6,6 +6,8 @@ import contextlib
 import functools
 import json
 import os
+import resource
+import select
 import shutil
 import signal
 import socket
@@ -257,6 +259,47 @@ def test_forward_name_with_a_dead_address_is_raced(
         assert time.monotonic() - began < 0.2, "the address that answered is asked first"
 
 
+def answers(front: socket.socket, sockets: Sockets, backend: socket.socket) -> None:
+    """Send datagrams until the backend gets one, and see its answer."""
+    client = sockets.connect(front)
+
+    def arrives() -> bool:
+        client.send(b"?")
+        return bool(select.select([backend], [], [], 0.05)[0])
+
+    eventually(arrives, "a datagram at the backend that lives")
+    _, session = backend.recvfrom(10)
+    backend.sendto(b"!", session)
+    assert client.recv(10) == b"!"
+
+
+def test_forward_datagrams_go_to_the_next_target_when_one_refuses(
+    forward: Forwarding, sockets: Sockets
+) -> None:
+    front, metrics, dead, alive = sockets.bind(), sockets.listen(), sockets.bind(), sockets.bind()
+    to = json.dumps([target(dead), target(alive)])
+    dead.close()
+    forward.config(f"[route.dns]\nto = {to}\n", dns=front, metrics=metrics)
+    answers(front, sockets, alive)
+    ended = ("connections_ended_total", "dns", "backend-refused")
+    assert pages.scrape(metrics)[ended] == 1
+    client = sockets.connect(front)
+    client.send(b"?")
+    alive.recv(10)  # the first datagram of the next client arrives
+    assert pages.scrape(metrics)[ended] == 1, "the one that refused is asked last"
+
+
+def test_forward_datagrams_go_to_the_next_address_when_one_refuses(
+    launch: Launcher, sockets: Sockets, short_path: Path
+) -> None:
+    front, alive = sockets.bind(), sockets.bind(address="127.0.0.3")
+    text = "127.0.0.2 both.example\n127.0.0.3 both.example\n"
+    with hosts(launch, short_path, text) as command:
+        port = alive.getsockname()[1]
+        launch.start([front], "--to", f"udp:both.example:{port}", command=command)
+        answers(front, sockets, alive)
+
+
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
 def test_forward_name_leads_to_either_family(
     launch: Launcher, sockets: Sockets, short_path: Path, family: int
@@ -478,10 +521,67 @@ def test_forward_reload_that_lifts_a_limit_lets_those_in_who_wait(
     assert receive(sockets.keep(backend.accept()[0]), 1) == b"?"
 
 
+def test_forward_reload_before_it_serves_changes_the_routes_only(
+    forward: Forwarding, launch: Launcher, sockets: Sockets
+) -> None:
+    front, old, new = sockets.listen(), sockets.listen(), sockets.listen()
+    forward.write(f'[route.web]\nto = "{target(old)}"\n')
+    forwarder = launch.start(
+        [front], "--config", str(forward.file), "--start-sleep", "3",
+        names=["web"], command=(*COMMAND, "forward"), ready=False,
+    )  # fmt: skip
+    eventually(lambda: catches(forwarder.pid, signal.SIGHUP), "its handlers")
+    forward.write(f'[route.web]\nto = "{target(new)}"\n')
+    reload(forwarder, "is in force")
+    client = sockets.connect(front)
+    client.sendall(b"?")
+    assert select.select([old, new], [], [], 30)[0] == [new]
+    assert [line for line in forwarder.notified.take() if line == "READY=1"]
+
+
+def catches(pid: int, number: int) -> bool:
+    """Whether the process has a handler for this signal."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    [caught] = [line.split()[1] for line in lines if line.startswith("SigCgt:")]
+    return bool(int(caught, 16) >> (number - 1) & 1)
+
+
 def reload(forwarder: Server, answer: str, times: int = 1) -> None:
     """SIGHUP, and wait for what it says."""
     forwarder.signal(signal.SIGHUP)
     eventually(lambda: forwarder.stderr.count(answer) >= times, answer)
+
+
+@pytest.mark.parametrize("lacks", ["descriptor", "thread"])
+def test_forward_name_that_cannot_be_asked_for_now_is_asked_for_again(
+    forward: Forwarding, sockets: Sockets, lacks: str
+) -> None:
+    front, backend = sockets.listen(), sockets.listen()
+    port = backend.getsockname()[1]
+    forwarder = forward.to(front, f"tcp:localhost:{port}")
+    what, limit = {
+        # One for the client, and none to hear from the thread.
+        "descriptor": (resource.RLIMIT_NOFILE, forwarder.descriptors + 1),
+        "thread": (resource.RLIMIT_AS, virtual_size(forwarder) + 1024**2),  # and a stack has 8
+    }[lacks]
+    usual = resource.prlimit(forwarder.pid, what)
+    resource.prlimit(forwarder.pid, what, (limit, usual[1]))
+    for _ in range(2):
+        assert_refused(front, sockets)
+    resource.prlimit(forwarder.pid, what, usual)
+
+    def is_served() -> bool:
+        with contextlib.suppress(ConnectionResetError):
+            sockets.connect(front).sendall(b"?")
+        return bool(select.select([backend], [], [], 0.3)[0])
+
+    eventually(is_served, "the name to be asked for again")
+    assert "localhost cannot be looked up" in forwarder.stderr
+
+
+def virtual_size(server: Server) -> int:
+    """Octets, as RLIMIT_AS counts them."""
+    return int(Path(f"/proc/{server.pid}/statm").read_text().split()[0]) * os.sysconf("SC_PAGESIZE")
 
 
 @pytest.mark.parametrize(

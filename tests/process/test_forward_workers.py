@@ -171,6 +171,29 @@ def test_forward_workers_all_keep_their_routes_when_the_file_is_bad(
     assert len(forwarder.stderr.splitlines()) == 2
 
 
+def test_forward_workers_file_that_changes_while_it_is_read_again_ends_none(
+    forward: Forwarding, sockets: Sockets
+) -> None:
+    front, backend = sockets.listen(), sockets.listen()
+    route = f'[route.web]\nto = "{target(backend)}"\n'
+    forwarder = forward.config(route, *TWO, web=front)
+    workers = forwarder.workers
+    forward.file.unlink()
+    os.mkfifo(forward.file)  # who reads it next gets what is written next
+    for pid in workers:
+        freeze(pid)
+    forwarder.signal(signal.SIGHUP)
+    forward.write(route)
+    eventually(lambda: "is in force" in forwarder.stderr, "the supervisor's word")
+    for number, pid in enumerate(workers, 1):
+        os.kill(pid, signal.SIGCONT)
+        forward.write('[route.x]\nto = "tcp:h:1"\n')
+        eventually(lambda: forwarder.stderr.count("keeps the old") >= number, "a worker's")  # noqa: B023
+    for pid in workers:
+        pass_words(*joined_by(forward, forwarder, pid, front, backend))
+    assert forwarder.workers == workers
+
+
 def test_forward_workers_signalled_with_their_supervisor_do_not_end(
     forward: Forwarding, sockets: Sockets
 ) -> None:

@@ -122,8 +122,13 @@ def test_probe_json_tells_all(targets: list[str], sockets: Sockets) -> None:
 class Misbehaving:
     """A listening socket and a thread that does something wrong with each connection."""
 
-    def __init__(self, sockets: Sockets, serve: Callable[[socket.socket], None]) -> None:
-        self.server = sockets.listen()
+    def __init__(
+        self,
+        sockets: Sockets,
+        serve: Callable[[socket.socket], None],
+        family: int = socket.AF_INET,
+    ) -> None:
+        self.server = sockets.listen(family)
         self.server.settimeout(None)
         self._serve = serve
         threading.Thread(target=self._run, daemon=True).start()
@@ -262,6 +267,56 @@ def test_probe_vsock_is_tried_and_told_in_words() -> None:
     assert len(re.findall(r" failed: .+\n", done.stdout)) == 2
 
 
+# -- a VM's port behind a unix socket ----------------------------------------
+
+
+def _device(answer: bytes, reset_instead: bool = False) -> Callable[[socket.socket], None]:
+    """A vsock device in user space: takes CONNECT, answers, and then is the guest, which echoes."""
+
+    def serve(client: socket.socket) -> None:
+        asked = b""
+        while not asked.endswith(b"\n"):
+            asked += client.recv(1)  # one octet: what follows is the guest's
+        if asked != b"CONNECT 3000\n" or reset_instead:
+            return
+        for part in (answer[:2], answer[2:]):
+            client.sendall(part)
+        while octets := client.recv(1 << 16):
+            client.sendall(octets)
+
+    return serve
+
+
+def _hybrid(sockets: Sockets, serve: Callable[[socket.socket], None]) -> str:
+    device = Misbehaving(sockets, serve, socket.AF_UNIX)
+    return f"vsock-uds:{device.server.getsockname()}:3000"
+
+
+def test_probe_vsock_device_is_asked_for_the_port_and_echoes(sockets: Sockets) -> None:
+    target = _hybrid(sockets, _device(b"OK 1073741824\n"))
+    done = probe("--count", "3", "--size", "100000", target)
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    assert " ok: 3 x 100000 octets" in done.stdout
+
+
+def test_probe_vsock_device_without_guest_is_told_in_words(sockets: Sockets) -> None:
+    target = _hybrid(sockets, _device(b"", reset_instead=True))
+    assert _failure(probe(target)) == "no guest is up there, or nobody listens on its port 3000"
+
+
+@pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n", b"O" * 100])
+def test_probe_socket_that_is_no_vsock_device_is_told_in_words(
+    sockets: Sockets, answer: bytes
+) -> None:
+    assert "not a vsock device" in _failure(probe(_hybrid(sockets, _device(answer))))
+
+
+def test_probe_vsock_device_that_is_silent_times_out(sockets: Sockets) -> None:
+    server = sockets.listen(socket.AF_UNIX)  # takes the connection, and no more
+    target = f"vsock-uds:{server.getsockname()}:3000"
+    assert _failure(probe("--timeout", "0.3", target)) == "timed out after 0.3 s"
+
+
 # -- its command line --------------------------------------------------------
 
 
@@ -285,6 +340,7 @@ def test_probe_vsock_is_tried_and_told_in_words() -> None:
         ("unix:@", "needs a path"),
         ("unix:" + "x" * 108, "107 octets"),
         ("vsock:1", "vsock:1:3000"),
+        ("vsock-uds:/run/vm.vsock", "vsock-uds:/run/vm.vsock:3000"),
         ("vsock:here:1", "is not a CID"),
         ("vsock:1:4294967296", "is not a port"),
         ("tcp:127.0.0.1:" + "9" * 5000, "is not a port"),

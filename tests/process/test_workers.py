@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import select
 import signal
 import socket
@@ -128,6 +129,22 @@ def test_workers_one_that_is_killed_is_replaced(launch: Launcher, sockets: Socke
     round_trip(_connect_to(sockets, server, appliance, third))
     # What the dead one had counted still counts; what it had open does not.
     pages.until(metrics, {("connections_total", "echo"): 3, ("connections", "echo"): 2})
+
+
+def test_workers_one_that_cannot_be_replaced_yet_is_replaced_later(
+    launch: Launcher, sockets: Sockets
+) -> None:
+    server = sockets.listen()
+    appliance = launch.start([server], "--workers", "2")
+    first, second = appliance.workers
+    usual = resource.prlimit(appliance.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(appliance.pid, resource.RLIMIT_NOFILE, (3, usual[1]))  # no link can be made
+    os.kill(first, signal.SIGKILL)
+    eventually(lambda: "cannot be started: Too many open files" in appliance.stderr, "a failure")
+    round_trip(_connect_to(sockets, server, appliance, second))
+    resource.prlimit(appliance.pid, resource.RLIMIT_NOFILE, usual)
+    eventually(lambda: len(appliance.workers) == 2, "another worker")
+    round_trip(_connect_to(sockets, server, appliance, appliance.workers[1]))
 
 
 def test_workers_that_are_killed_again_and_again_leak_nothing(

@@ -220,6 +220,21 @@ def test_dial_without_descriptors_is_a_failure(
     assert here.failed == ["connect-emfile"]
 
 
+def test_dial_that_epoll_cannot_take_is_a_failure(
+    world: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = world("10.0.0.1")
+    made.script["10.0.0.1"] = list(WAITS)
+
+    def full(*_arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "")
+
+    monkeypatch.setattr(made.loop, "watch", full)
+    made.dial()
+    assert made.failed == ["connect-enospc"]
+    made.assert_clean()
+
+
 def test_dial_that_is_cancelled_leaves_nothing(world: Make) -> None:
     here = world("name", retry=9.0)
     here.names.addresses["name"] = ["127.0.0.1", "127.0.0.2"]

@@ -79,6 +79,7 @@ def test_sni_waits_for_the_rest() -> None:
         records(hello((0, b"\0\0"))),
         records(hello((0, b"\0\3\0\0\0"))),  # a name of no octets
         records(hello(server_name(b"a b\0"))),
+        records(hello(server_name(b"." * 256))),
         records(hello(server_name(b"caf\xe9"))),
         records(hello(server_name(b"a"), server_name(b"b"))),
         records(hello(alpn(b"h2"), alpn(b"h3"))),

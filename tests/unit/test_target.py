@@ -5,6 +5,7 @@ import socket
 import pytest
 
 from echo_appliance.errors import ParseError
+from echo_appliance.forward import target as forward_target
 from echo_appliance.target import parse_target
 
 
@@ -22,6 +23,8 @@ from echo_appliance.target import parse_target
         ("unix-seqpacket:/s", socket.AF_UNIX, socket.SOCK_SEQPACKET, "", 0, "/s"),
         ("vsock:1:3000", socket.AF_VSOCK, socket.SOCK_STREAM, "1", 3000, ""),
         ("vsock-seqpacket:42:9", socket.AF_VSOCK, socket.SOCK_SEQPACKET, "42", 9, ""),
+        ("vsock-uds:/run/vm:3000", socket.AF_UNIX, socket.SOCK_STREAM, "", 3000, "/run/vm"),
+        ("vsock-uds:@a:b:9", socket.AF_UNIX, socket.SOCK_STREAM, "", 9, "\0a:b"),
     ],
 )  # fmt: skip
 def test_target_text_means_this_address(
@@ -31,6 +34,7 @@ def test_target_text_means_this_address(
     assert (target.family, target.type) == (family, kind)
     assert (target.host, target.port, target.path) == (host, port, path)
     assert target.text == text
+    assert target.is_hybrid == text.startswith("vsock-uds:")
 
 
 @pytest.mark.parametrize(
@@ -56,8 +60,18 @@ def test_target_text_means_this_address(
         ("vsock:x:3000", "is not a CID"),
         ("vsock:4294967296:1", "is not a CID"),
         ("vsock:3000", "vsock:1:3000"),
+        ("vsock-uds:/run/vm", "vsock-uds:/run/vm.vsock:3000"),
+        ("vsock-uds::3000", "needs an address and a port"),
+        ("vsock-uds:@:3000", "needs a path"),
+        ("vsock-uds:/run/vm:0", "port 0"),
+        ("vsock-uds:/run/vm:http", "is not a port"),
     ],
 )
 def test_target_text_that_means_nothing_raises_in_words(text: str, words: str) -> None:
     with pytest.raises(ParseError, match=words.replace("[", r"\[")):
         parse_target(text)
+
+
+def test_target_of_forward_behind_a_vsock_device_raises_in_words() -> None:
+    with pytest.raises(ParseError, match="a VM is forwarded to by vsock:CID:PORT"):
+        forward_target.parse("vsock-uds:/run/vm.vsock:3000")

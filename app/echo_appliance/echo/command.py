@@ -12,7 +12,7 @@ from ..loop import Loop
 from ..metrics import SOCKET_NAME as METRICS
 from ..metrics import Registry
 from ..notify import ServiceManager
-from ..options import Parser, ServiceOptions, add_service_options
+from ..options import Parser, SharingOptions, add_service_options, add_workers
 from ..service import Lifetimes, Service
 from .connection import Connection, Endpoint
 from .stream import StreamConnection
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..service import Manager
 
 
-class Options(ServiceOptions):
+class Options(SharingOptions):
     """What the command line says; filled by the parser."""
 
     allow_any_source: bool
@@ -55,6 +55,7 @@ def main(arguments: "Sequence[str]") -> int:
 def _parse(arguments: "Sequence[str]") -> Options:
     parser = Parser("echo-appliance echo", "Send back what arrives on every inherited socket.")
     add_service_options(parser)
+    add_workers(parser)
     parser.group("datagrams")
     parser.add(
         "--allow-any-source", default=False,

@@ -2,7 +2,7 @@
 
 import sys
 
-from ..inherit import format_address
+from .client import name_in
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,8 +40,8 @@ class AccessLog:
 
         `octets` are those from it and those to it.
         """
-        if header is not None and header.source[0]:
-            client = format_address(header.source)
+        if header is not None:
+            client = name_in(header) or client
         named = {} if server_name is None else {"server_name": server_name}
         self.write(route, client, target, octets, seconds, end, named)
 

@@ -1,5 +1,6 @@
 """Who a client is: by its socket, or by the word of a trusted proxy."""
 
+import os
 import socket
 
 from ..inherit import format_address
@@ -35,6 +36,14 @@ def name_of(client: socket.socket, source: str | None) -> str:
     except OSError:
         return source or "?"  # it was reset
     return format_address(name) or "unix"
+
+
+def name_in(header: "Header") -> str:
+    """Return the client's address by a header, for the access log; empty when it has none."""
+    host = header.source[0]
+    if header.host is not None:
+        return format_address(header.source)
+    return format_address(os.fsencode(host) if host.startswith("\0") else host)
 
 
 def _host(host: str) -> str:

@@ -7,8 +7,9 @@ from ..inherit import take
 from ..options import (
     ArgumentError,
     Parser,
-    ServiceOptions,
+    SharingOptions,
     add_service_options,
+    add_workers,
     count,
     seconds,
 )
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from .forwarder import Routes
 
 
-class Options(ServiceOptions):
+class Options(SharingOptions):
     """What the command line says; filled by the parser."""
 
     to: list[str]
@@ -67,6 +68,7 @@ def _parse(arguments: "Sequence[str]") -> Options:
     parser.add("--check", default=False, help="say what the configuration means, and exit")
     _add_ways(parser)
     add_service_options(parser)
+    add_workers(parser)
     options = parser.parse(arguments, Options())
     if bool(options.to) == (options.config is not None):
         parser.error("say where to: either --to TARGET or --config FILE")

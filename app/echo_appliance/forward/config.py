@@ -44,7 +44,9 @@ def load(path: str, defaults: "Table") -> dict[str, Route]:
             tables = tomllib.load(file)
     except OSError as error:
         raise ParseError(f"{path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError as error:
+        raise ParseError(f"{path} is not TOML for us: its lists nest too deeply") from error
+    except ValueError as error:  # also of int(), which takes no more than 4,300 digits
         raise ParseError(f"{path} is not TOML: {error}") from error
     try:
         return parse(tables, defaults)
@@ -177,6 +179,12 @@ def _seconds(value: object) -> float:
     return float(value)
 
 
+def _time_limit(value: object) -> float:
+    if not _seconds(value):
+        raise ParseError("0 s leave no backend time to answer")
+    return _seconds(value)
+
+
 def _whole(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= YEAR:
         raise ParseError(f"{value!r} is not a whole number, 0 or more")
@@ -203,7 +211,7 @@ def _one_of(kind: "type[Enum]") -> "Callable[[object], Enum]":
 # Key -> how its value is read.  The attributes have the same names, with underscores.
 _DESTINATION = {
     "balance": _one_of(Balance),
-    "connect-timeout": _seconds,
+    "connect-timeout": _time_limit,
     "connect-retry": _seconds,
     "proxy-protocol": _one_of(ProxyVersion),
 }

@@ -19,7 +19,7 @@ from ..answers import ask_for_destination, let_answers_be_long, send_reason
 from ..buffer import VIEW
 from ..errors import say
 from ..inherit import Inherited, format_address
-from ..original import ANCILLARY_SIZE, answer_from
+from ..original import ANCILLARY_SIZE, answer_from, destination
 from .destination import Backend
 from .dial import Dial
 from .passage import Entrance
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     # As recvmsg() gives it; None for a unix client that has none.
     Address = tuple[object, ...] | str | bytes | None
-    # Who sent it, and the control message that tells where to.
+    # Who sent it, and where to, as the kernel reports it.
     Key = tuple[Address, bytes]
 
 SESSION_SECONDS = 60.0  # without an idle-timeout of the route
@@ -54,10 +54,15 @@ class Datagrams:
     def __init__(self, entrance: Entrance, inherited: Inherited) -> None:
         self.entrance = entrance
         self._socket = inherited.socket
+        self._where = str(inherited)
         self._is_internet = inherited.is_internet
         self._connected = inherited.connected  # then its one peer needs no address
         self.closed = False
+        self.folder_refused = False  # and said so
         self._sessions: dict[Key, Session] = {}
+        # From a unix client nothing but octets: the descriptors that it may send along (SCM_RIGHTS)
+        # would be ours to close.  Without room for them the kernel does.
+        self._ancillary_size = ANCILLARY_SIZE if inherited.is_internet else 0
         if inherited.is_internet:
             ask_for_destination(inherited)
         else:
@@ -65,7 +70,7 @@ class Datagrams:
 
     def start(self) -> None:
         """Forward from now on."""
-        self.entrance.house.loop.watch(self._socket.fileno(), select.EPOLLIN, self._on_readable)
+        self.entrance.house.loop.watch(self._socket.fileno(), select.EPOLLIN, self._on_event)
 
     def look_again(self) -> None:
         """Nothing to do: one worker alone has this socket."""
@@ -79,14 +84,25 @@ class Datagrams:
         if not self._sessions:
             self._socket.close()
 
-    def _on_readable(self, _events: int) -> None:
+    def _on_event(self, events: int) -> None:
+        if events & select.EPOLLHUP:
+            # It stays readable for ever, with nothing to read.
+            house = self.entrance.house
+            house.loop.forget(self._socket.fileno())
+            say(f"{self._where}: shut down by somebody who holds it too; not served any more")
+            house.service.source_lost()
+        else:
+            self._on_readable()
+
+    def _on_readable(self) -> None:
         receive = self._socket.recvmsg_into
+        ancillary_size = self._ancillary_size
         sessions = self._sessions
         counters = self.entrance.counters
         self.entrance.house.service.touch()
         for _ in range(DATAGRAMS_PER_TURN):
             try:
-                size, ancillary, flags, peer = receive(_buffers, ANCILLARY_SIZE)
+                size, ancillary, flags, peer = receive(_buffers, ancillary_size)
             except BlockingIOError:
                 return
             except OSError:
@@ -97,7 +113,8 @@ class Datagrams:
             if flags & socket.MSG_TRUNC:
                 counters.drop("too-long")
                 continue
-            key = (peer, ancillary[0][2] if ancillary else b"")
+            # Of what a unit has asked for besides, a time stamp differs each time.
+            key = (peer, destination(ancillary))
             session = sessions.get(key) or self._begin(key, ancillary)
             if session is not None:
                 session.forward(size)
@@ -149,8 +166,8 @@ class Datagrams:
 class Session:
     """One client's datagrams.  Owns the socket to the backend."""
 
-    __slots__ = ("_backend", "_datagrams", "_dial", "_octets", "_over", "_path", "_route",
-                 "_source", "_started_at", "_target", "_timer", "_touched_at", "_waiting",
+    __slots__ = ("_asked", "_backend", "_datagrams", "_dial", "_octets", "_over", "_path", "_route",
+                 "_source", "_started_at", "_timer", "_touched_at", "_waiting",
                  "answer", "key")  # fmt: skip
 
     def __init__(
@@ -169,7 +186,7 @@ class Session:
         self._backend: socket.socket | None = None
         self._dial: Dial | None = None
         self._waiting: list[bytes] = []
-        self._target = ""
+        self._asked: Backend | None = None  # whose socket that is
         self._path = ""  # of the socket to the backend, if it has one in the file system
         self._octets = [0, 0]  # received from the client, sent to it
         self._over = False
@@ -203,13 +220,19 @@ class Session:
     def connected(self, sock: socket.socket, backend: Backend) -> None:
         """A backend is there, as far as one can know."""
         self._dial = None
-        self._target = backend.target.text
+        self._asked = backend
         if sock.family == socket.AF_UNIX and not self._take_address(sock):
             sock.close()
             self._end("no-address-for-answers")
             return
+        loop = self._datagrams.entrance.house.loop
+        try:
+            loop.watch(sock.fileno(), select.EPOLLIN, self._on_readable)
+        except OSError:
+            sock.close()
+            self._end("resources")  # epoll takes no more
+            return
         self._backend = sock
-        self._datagrams.entrance.house.loop.watch(sock.fileno(), select.EPOLLIN, self._on_readable)
         waiting, self._waiting = self._waiting, []
         for octets in waiting:
             self._send(octets)
@@ -227,8 +250,12 @@ class Session:
                 # only the backend is heard.
                 os.chmod(path, 0o666)  # noqa: S103
         except OSError as error:
-            say(f"route.{self._route.name}: no socket in {folder or 'abstract'}: {error.strerror}")
+            if not self._datagrams.folder_refused:  # once, or strangers could fill the journal
+                where = folder or "abstract"
+                say(f"route.{self._route.name}: no socket in {where}: {error.strerror}")
+            self._datagrams.folder_refused = True
             return False
+        self._datagrams.folder_refused = False
         let_answers_be_long(sock)
         return True
 
@@ -276,9 +303,22 @@ class Session:
         refused = error.errno == errno.ECONNREFUSED
         counters = self._datagrams.entrance.counters
         counters.drop("backend-refused" if refused else send_reason(error))
-        gone = error.errno in _GONE
-        if gone and self._backend is not None and self._backend.family == socket.AF_UNIX:
+        if self._backend is None or error.errno not in _GONE:
+            return
+        if self._backend.family == socket.AF_UNIX:
             self._end("backend-gone")
+        elif refused and self._asked is not None:
+            address = self._backend.family, self._backend.getpeername()
+            self._asked.refused(address, self._datagrams.entrance.house.loop.now)
+            if self._has_alternative(self._asked):
+                self._end("backend-refused")  # what comes next is for a new session, elsewhere
+
+    def _has_alternative(self, asked: Backend) -> bool:
+        destination, target = self._route.destination, asked.target
+        if destination is not None and len(destination.backends) > 1:
+            return True
+        resolver = self._datagrams.entrance.house.resolver
+        return len(resolver.known(target.host, target.port, socket.SOCK_DGRAM) or ()) > 1
 
     def look_for_idleness(self) -> None:
         """End if nothing moved for too long; else look again when that may be so."""
@@ -326,7 +366,7 @@ class Session:
         log.write(
             self._route.name,
             format_address(self.key[0]) or "unix",
-            self._target,
+            self._asked.target.text if self._asked is not None else "",
             (self._octets[0], self._octets[1]),
             monotonic() - self._started_at,
             "idle" if reason == "eof" else reason,

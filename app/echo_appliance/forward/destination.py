@@ -31,12 +31,13 @@ class ProxyVersion(Enum):
 class Backend:
     """One target, and whether it answered last time."""
 
-    __slots__ = ("good_address", "skipped_until", "target")
+    __slots__ = ("good_address", "refused_address", "skipped_until", "target")
 
     def __init__(self, target: "Target") -> None:
         self.target = target
         self.skipped_until = 0.0
         self.good_address: object = None  # of a name's several addresses, the one that answered
+        self.refused_address: object = None  # and the one where nobody took our datagrams
 
     def failed(self, now: float) -> None:
         """Let others be asked first for a while."""
@@ -46,6 +47,13 @@ class Backend:
         """It is alive, at this address."""
         self.skipped_until = 0.0
         self.good_address = address
+
+    def refused(self, address: object, now: float) -> None:
+        """Nobody is there, though datagrams could be "connected", which asks nobody."""
+        self.failed(now)
+        self.refused_address = address
+        if self.good_address == address:
+            self.good_address = None
 
 
 class Destination:

@@ -135,8 +135,9 @@ class Dial:
     def _race_for(self, backend: Backend, addresses: "list[Address]") -> bool:
         if not addresses:
             self._reason = "name-not-resolved"
-        good = backend.good_address  # the others may be tried too, but after it
-        self._addresses = sorted(addresses, key=lambda address: address != good)
+        # All may be tried, but the one that answered first, and the one that refused last.
+        good, refused = backend.good_address, backend.refused_address
+        self._addresses = sorted(addresses, key=lambda one: (one != good, one == refused))
         return self._race()
 
     def _backend_failed(self) -> None:
@@ -212,14 +213,18 @@ class Dial:
                 number = sock.connect_ex(address[1])
         except OSError as error:  # an address that does not fit its family
             number = error.errno or errno.EINVAL
-        if number == 0:
+        if number in (0, errno.EISCONN):  # the second answer of vsock to one that is connected
             self._succeed(sock, address)
             return True
         if number in _PENDING:
-            self._limit_time()
-            self._attempts[sock.fileno()] = (sock, address)
-            self._loop.watch(sock.fileno(), select.EPOLLOUT, self._on_event(sock.fileno()))
-            return True
+            try:
+                self._loop.watch(sock.fileno(), select.EPOLLOUT, self._on_event(sock.fileno()))
+            except OSError as error:  # epoll takes no more (fs.epoll.max_user_watches)
+                number = error.errno or errno.ENOSPC
+            else:
+                self._limit_time()
+                self._attempts[sock.fileno()] = (sock, address)
+                return True
         sock.close()
         if number == errno.EAGAIN and address[0] == socket.AF_UNIX:
             self._limit_time()

@@ -150,7 +150,8 @@ class Forwarder:
                 service.source_lost,
             )  # fmt: skip
             service.add_source(acceptor)
-            self._restart.append(acceptor.start)
+            # Not before we serve: a reload during --start-sleep must not end that.
+            service.at_start(lambda: self._restart.append(acceptor.start))
         else:
             # What systemd accepted for us (Accept=yes) is served whatever the limits are.
             admit(house.admission, route, None)
@@ -194,9 +195,12 @@ class Forwarder:
     def _follow(self) -> None:
         """Do in a worker what the supervisor has found good, and said so."""
         try:
-            self._put_in_force(self._load())
-        except ParseError as error:  # changed again since: the next signal will be about that
+            routes = self._load()
+            self._check(routes)
+        except (ParseError, SetupError) as error:  # changed again: the next signal is about that
             say(f"SIGHUP: a worker keeps the old configuration: {error}")
+            return
+        self._put_in_force(routes)
 
     def _put_in_force(self, routes: "Routes") -> None:
         self._routes = routes

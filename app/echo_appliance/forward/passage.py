@@ -168,9 +168,9 @@ class Passage:
     def proxied(self, header: "Header") -> None:
         """A trusted proxy has told whose connection it is: now the route's rules can apply."""
         self._header = header
-        client = header.source[0] or None
-        if header.local or client is None:
+        if header.anonymous:
             return
+        client = header.host
         route, total = self._route, self._entrance.house.admission
         if not route.permits(client):
             self._end("denied", reset=True)
@@ -223,8 +223,11 @@ class Passage:
         dial.start()
         if self._stage is dial and self._client is not None:
             # Not there at once.  Its octets can wait, but if it goes away so may the dial.
-            self._waiting = True
-            house.loop.watch(self._client.fileno(), 0, self._on_client_gone)
+            try:
+                house.loop.watch(self._client.fileno(), 0, self._on_client_gone)
+                self._waiting = True
+            except OSError:
+                self._end("resources", reset=True)  # epoll takes no more
 
     def _on_client_gone(self, events: int) -> None:
         if self._client is None:
@@ -255,6 +258,7 @@ class Passage:
         if client is None:
             raise RuntimeError("a backend for a client that is gone")
         self._relay = relay = Relay(loop, self, client, sock)
+        relay.client.octets = len(self._octets)  # the head's were read before there was a relay
         if route.idle_timeout:
             self._after(route.idle_timeout / _LOOKS, lambda: self._look_for_idleness(0, -1))
         try:

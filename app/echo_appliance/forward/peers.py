@@ -7,6 +7,7 @@ An entry is an IP address or prefix, `unix` (any peer on a unix socket) or
 import socket
 
 from ..errors import ParseError
+from ..text import whole_number
 
 _BITS = {socket.AF_INET: 32, socket.AF_INET6: 128}
 
@@ -79,6 +80,7 @@ def _unmapped(bits: int, value: int) -> tuple[int, int]:
 
 
 def _prefix_length(text: str, length: str, bits: int) -> int:
-    if not (length.isascii() and length.isdigit() and int(length) <= bits):
+    number = whole_number(length)
+    if number is None or number > bits:
         raise ParseError(f"{text!r}: a prefix's length is a number from 0 to {bits}")
-    return int(length)
+    return number

@@ -62,6 +62,16 @@ class Header:
         self.destination = destination
         self.local = local
 
+    @property
+    def anonymous(self) -> bool:
+        """Whether it leaves open who the client is."""
+        return self.local or self.family is Family.UNSPEC
+
+    @property
+    def host(self) -> str | None:
+        """The IP address that rules and limits are about; a unix client has none, only a path."""
+        return self.source[0] if self.family in (Family.INET, Family.INET6) else None
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Header) and self._key() == other._key()
 

@@ -9,6 +9,8 @@ import os
 import select
 import socket
 
+from ..errors import say
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,21 +55,35 @@ class Resolver:
         """Ask, and call answered(addresses) later."""
         name = self._names.setdefault((host, port, kind), _Name())
         name.waiting.append(answered)
-        if len(name.waiting) == 1:
+        if len(name.waiting) > 1:
+            return  # it is being asked for
+        try:
             self._ask(name, host, port, kind)
+        except (OSError, RuntimeError) as error:  # no descriptor or no thread (TasksMax=) is left
+            say(f"{host} cannot be looked up: {error}")
+            self._loop.call_later(0, lambda: self._take(name, []))
 
     def _ask(self, name: _Name, host: str, port: int, kind: int) -> None:
         import _thread  # what threading adds is of no use here, and takes time to import
 
-        if self._wakeup < 0:
-            self._wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-            self._loop.watch(self._wakeup, select.EPOLLIN, self._on_done)
+        self._wait_for_threads()
 
         def ask() -> None:
             self._done.append((name, _resolve(host, port, kind)))
             os.eventfd_write(self._wakeup, 1)
 
         _thread.start_new_thread(ask, ())
+
+    def _wait_for_threads(self) -> None:
+        if self._wakeup >= 0:
+            return
+        wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        try:
+            self._loop.watch(wakeup, select.EPOLLIN, self._on_done)
+        except OSError:
+            os.close(wakeup)
+            raise
+        self._wakeup = wakeup
 
     def _on_done(self, _events: int) -> None:
         try:

@@ -12,6 +12,7 @@ unknown values are skipped).
 from ..errors import ParseError
 
 HELLO_LIMIT = 16 * 1024  # octets of the message; post-quantum key shares make 2 KiB common
+NAME_LIMIT = 255  # octets, RFC 1035 section 2.3.4; a name of 16 KiB of dots takes 24 ms to look up
 RECORD_LIMIT = 1 << 14  # RFC 8446 section 5.1
 
 UNRECOGNIZED_NAME = 112  # RFC 6066 section 9
@@ -151,7 +152,9 @@ def _parse_server_name(data: bytes) -> str:
     while names:
         kind, name = names.number(1), names.vector(2)
         if kind == _HOST_NAME and not found:
-            if not name or not name.isascii() or not name.decode().isprintable():
+            if not 0 < len(name) <= NAME_LIMIT:
+                raise ParseError("a server name of impossible length")
+            if not name.isascii() or not name.decode().isprintable():
                 raise ParseError("a server name that is no host name")
             found = name.decode()
     return found

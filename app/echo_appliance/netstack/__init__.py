@@ -1,0 +1,1 @@
+"""Netstack mode: a TCP/IP stack of our own, on a frame descriptor that we inherit."""
