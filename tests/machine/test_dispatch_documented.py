@@ -70,7 +70,6 @@ def test_readme_units_start_the_server_by_the_first_packet_to_any_port(
     reader: Host, variant: int
 ) -> None:
     bash(reader, section()[variant])
-    wait_until(lambda: is_active(reader, "dispatch@demo.service"), "the sidecar")
     assert not is_active(reader, "echo@demo.service")
     targets = probe_all(reader, section()[PROBE])
     assert {target[:3] for target in targets} == {"tcp", "udp"}

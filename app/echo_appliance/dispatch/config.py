@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 _KEYS = frozenset(("label", "prefix", "port", "protocol", "on-miss", "ephemeral"))
 _PADDING = (bytes(16), bytes(4))  # what follows the address in a key
+_TOO_LONG = "a number has thousands of digits"  # int() refuses those
 _IPV4_BITS = {str(bits): bits for bits in range(33)}
 
 
@@ -61,6 +62,8 @@ def _parse_json(text: str) -> object:
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise ParseError(f"{where}: {error.msg}") from None
+    except ValueError:
+        raise ParseError(_TOO_LONG) from None
     except RecursionError:
         raise ParseError("nested too deeply") from None
 
@@ -72,6 +75,8 @@ def _parse_toml(text: str) -> object:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ParseError(str(error)) from None
+    except ValueError:
+        raise ParseError(_TOO_LONG) from None
     except RecursionError:
         raise ParseError("nested too deeply") from None
 
@@ -209,8 +214,8 @@ class Compiled:
         if length is not None and ":" not in address:
             try:
                 octets = inet_pton(AF_INET, address)
-            except OSError:
-                pass
+            except (OSError, ValueError):
+                pass  # parse_network() says it in words
             else:
                 row = shape.row(0, length)
                 if not int.from_bytes(octets, "big") & row.host_bits:

@@ -29,7 +29,7 @@ from .layout import (
 )
 from .model import Binding, conflict, warnings
 from .program import new_trie
-from .settings import Settings
+from .settings import Settings, read_local_ports
 from .state import ZERO, Dispatcher
 
 TYPE_CHECKING = False
@@ -48,6 +48,7 @@ def entries(dispatcher: Dispatcher) -> list[Entry]:
 def bind(dispatcher: Dispatcher, binding: Binding) -> bool:
     """Add a binding; False when it was there already.  Raises SetupError when it contradicts."""
     settings = dispatcher.settings()
+    settings.local_ports = read_local_ports()  # which may be others by now
     for line in warnings(binding, settings.local_ports):
         say(f"dispatch: warning: {line}")
     simple = len(keys(binding)) == 1
@@ -184,6 +185,7 @@ def put_in_force(dispatcher: Dispatcher, trie: int, used: list[int], source: byt
     settings = dispatcher.settings()
     settings.source = bytes(32)
     settings.sizes = [old | new for old, new in zip(settings.sizes, used, strict=True)]
+    settings.local_ports = read_local_ports()  # which may be others by now
     dispatcher.write_settings(settings)
     dispatcher.adopt("trie", trie)
     pointer = U32.pack(trie)

@@ -30,6 +30,7 @@ _PROTOCOLS = (6, 17)
 _UDP = 2  # of a kind
 _PASS = 1  # SK_PASS
 _NO_ADDRESS = bytes(16)
+_TRIES = 10
 
 
 class Packet:
@@ -199,20 +200,34 @@ def _reason(winner: Binding, loser: Binding) -> str:
 
 
 def explain(dispatcher: Dispatcher, packet: Packet) -> Explanation:
-    """Return who takes the packet and why.  Raises SetupError when model and kernel disagree."""
-    low, high = dispatcher.settings().local_ports
-    bound = {entry.binding: entry for entry in entries(dispatcher)}
-    found = covering(bound, packet.kind, packet.address, packet.port)
-    candidates = [bound[one] for one in sorted(found, key=Binding.rank, reverse=True)]
-    decision = ask_kernel(dispatcher, packet)
-    expected = None
-    if candidates:
-        won = candidates[0].binding
-        expected = (won.prefix, won.low, won.high, candidates[0].destination)
-    if decision.winner != expected:
+    """Return who takes the packet and why.  Raises SetupError when model and kernel disagree.
+
+    For a moment they may: bindings change, or somebody else asks, as the sidecar does for each
+    reply socket, and the kernel's report has room for one answer.  So it asks again.
+    """
+    for _ in range(_TRIES):
+        candidates, expected = _ask_model(dispatcher, packet)
+        decision = ask_kernel(dispatcher, packet)
+        if decision.winner == expected:
+            break
+    else:
         raise SetupError(
             f"the kernel chose {decision.winner}, the model {expected}: bindings changed in "
             "between (ask again), or this is a bug to report"
         )
+    low, high = dispatcher.settings().local_ports
     spared = bool(candidates) and candidates[0].binding.spares_local and low <= packet.port <= high
     return Explanation(packet, candidates, decision, spared)
+
+
+def _ask_model(
+    dispatcher: Dispatcher, packet: Packet
+) -> "tuple[list[Entry], tuple[int, ...] | None]":
+    """Return all that cover the packet, the winner first, and how the kernel would name it."""
+    bound = {entry.binding: entry for entry in entries(dispatcher)}
+    found = covering(bound, packet.kind, packet.address, packet.port)
+    candidates = [bound[one] for one in sorted(found, key=Binding.rank, reverse=True)]
+    if not candidates:
+        return candidates, None
+    won = candidates[0].binding
+    return candidates, (won.prefix, won.low, won.high, candidates[0].destination)

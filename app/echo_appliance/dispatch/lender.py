@@ -18,8 +18,11 @@ first: then it keeps flows that come by that interface, to that address and
 port, which were its own when it asked.
 
 Clients may be hostile: whoever may write to our socket can pass us anything.
-Nothing here waits for them, what they send is bounded per turn and per second,
-and what is not understood ends their channel.
+We wait for none of them, what they send is bounded per turn and per second,
+and what is not understood ends their channel.  The kernel may wait for them,
+when it closes what they passed: a TCP socket that lingers, a file of FUSE, or
+such in the queue of a unix socket.  That costs those who share the sidecar up
+to its watchdog's time; hence a unit of its own for each user who may ask.
 """
 
 import array

@@ -15,6 +15,7 @@ Protocols and address families never mix: ::/0 is all of IPv6 and none of IPv4.
 from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 
 from ..errors import ParseError
+from ..text import whole_number
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -208,9 +209,10 @@ def parse_network(text: str) -> tuple[tuple[int, bytes, int], str | None]:
     family, address = parse_address(text_address)
     bits = ADDRESS_BITS[family]
     if slash:
-        if not (text_bits.isascii() and text_bits.isdigit() and int(text_bits) <= bits):
-            raise ParseError(f"{text!r}: the prefix length must be 0 to {bits}")
-        bits = int(text_bits)
+        length = whole_number(text_bits)
+        if length is None or length > bits:
+            raise ParseError(f"{text!r:.60}: the prefix length must be 0 to {bits}")
+        bits = length
     if family and bits >= 96 and address.startswith(_MAPPED):
         inner = format_network(0, address[12:], bits - 96)
         raise ParseError(f"{text!r} is an IPv4-mapped prefix, which no packet has: write {inner}")
@@ -224,11 +226,9 @@ def parse_network(text: str) -> tuple[tuple[int, bytes, int], str | None]:
 def parse_ports(text: "str | int") -> tuple[int, int]:
     """Read a port, FIRST-LAST, or 0 for all ports.  Raises ParseError."""
     first, dash, last = str(text).partition("-")
-    numbers = [first, last] if dash else [first]
-    if not all(one.isascii() and one.isdigit() and int(one) <= 65535 for one in numbers):
-        raise ParseError(f"{text!r} is not a port, FIRST-LAST, or 0 for all ports")
-    low = int(numbers[0])
-    high = int(numbers[-1])
+    low, high = whole_number(first), whole_number(last if dash else first)
+    if low is None or high is None or max(low, high) > ALL_PORTS[1]:
+        raise ParseError(f"{text!r:.60} is not a port, FIRST-LAST, or 0 for all ports")
     if not dash:
         return (low, high) if low else ALL_PORTS
     if low > high:
@@ -240,10 +240,10 @@ def parse_label(text: str) -> str:
     """Check a label: 1 to 63 octets, printable, without spaces.  Raises ParseError."""
     if not text:
         raise ParseError("a label must not be empty")
+    if not text.isprintable() or " " in text:  # nor anything that is no UTF-8
+        raise ParseError(f"label {text!r:.60} has spaces or unprintable characters")
     if len(text.encode()) > LABEL_OCTETS:
         raise ParseError(f"label {text[:20]!r}...: {len(text.encode())} octets, at most 63 fit")
-    if not text.isprintable() or " " in text:
-        raise ParseError(f"label {text!r} has spaces or unprintable characters")
     return text
 
 

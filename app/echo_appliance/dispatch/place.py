@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import socket
+import stat
 import time
 
 from ..errors import SetupError
@@ -38,8 +39,31 @@ class Place:
         """Raise SetupError where pins would not be pins."""
         if _filesystem(self.bpffs) != "bpf":
             raise SetupError(
-                f"{self.bpffs} is not a bpffs: mount -t bpf bpf {self.bpffs}, or give --bpffs PATH"
+                f"{self.bpffs} is not a bpffs: mount -t bpf -o mode=755 bpf {self.bpffs}, "
+                "or give --bpffs PATH"
             )
+
+    def make_base(self) -> None:
+        """See that the directory of all dispatchers is there.  Raises SetupError if it is a trap.
+
+        Who owns it owns what is pinned in it (give_to_owner), and so decides where packets go.
+        """
+        umask = os.umask(0o022)  # or readers of a group would not get through
+        try:
+            os.mkdir(self.base)
+        except FileExistsError:
+            owner = os.lstat(self.base).st_uid
+            if self.is_open_to_all() and owner not in (0, os.geteuid()):
+                raise SetupError(
+                    f"{self.base} belongs to user {owner}, and anybody may have made it: remove "
+                    f"it, and let only root write to the bpffs (chmod o-w {self.bpffs})"
+                ) from None
+        finally:
+            os.umask(umask)
+
+    def is_open_to_all(self) -> bool:
+        """Whether any user may pin in the bpffs, as in one that is mounted without options."""
+        return bool(os.stat(self.bpffs).st_mode & stat.S_IWOTH)
 
 
 def netns_cookie() -> int:
@@ -94,12 +118,13 @@ class Lock:
     """Of all dispatch commands on one bpffs, one changes things at a time."""
 
     def __init__(self, place: Place, wait: float) -> None:
+        self._place = place
         self._path = f"{place.base}/lock"
         self._wait = wait
         self._descriptor = -1
 
     def __enter__(self) -> "Lock":
-        os.makedirs(os.path.dirname(self._path), mode=0o755, exist_ok=True)
+        self._place.make_base()
         try:
             # Nobody else can open it, so nobody who may only read can make writers wait.
             os.mkdir(self._path, 0o700)
@@ -133,4 +158,5 @@ def give_to_owner(path: str) -> None:
     """Let what root makes belong to whom its directory does: a sidecar that is not root goes on."""
     directory = os.stat(os.path.dirname(path))
     if directory.st_uid != os.geteuid():
-        os.chown(path, directory.st_uid, directory.st_gid)
+        # Never what a link leads to: that owner may have put one in the way.
+        os.chown(path, directory.st_uid, directory.st_gid, follow_symlinks=False)

@@ -60,7 +60,7 @@ def _make_private(path: str, group: int | None) -> None:
     give_to_owner(path)
     if group is None:
         return  # a service with RestrictSUIDSGID= may not even try
-    os.chown(path, -1, group)
+    os.chown(path, -1, group, follow_symlinks=False)
     os.chmod(path, 0o2750)  # noqa: S103 - what is pinned in it later gets its group, too
 
 

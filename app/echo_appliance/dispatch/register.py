@@ -15,6 +15,7 @@ import stat
 
 from ..errors import SetupError
 from ..inherit import FIRST_DESCRIPTOR, Inherited, describe, take
+from ..text import whole_number
 from . import libbpf
 from .labels import Labels, live
 from .layout import SLOTS, U32, slot_index
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 _SO_COOKIE = 57
 _IPV6_V6ONLY = 26
+_PID_LIMIT = 1 << 22  # the kernel's PID_MAX_LIMIT
+_PID_FILE_OCTETS = 64
 
 
 def kinds(sock: socket.socket) -> list[int]:
@@ -290,15 +293,17 @@ def _table_size(pid: int) -> int:
 
 def read_pid(text: str) -> int:
     """Return a process id: a number, or the path of a file that has it."""
-    if text.isascii() and text.isdigit():
-        return int(text)
-    try:
-        with open(text) as file:
-            number = file.read().strip()
-    except OSError as error:
-        raise SetupError(
-            f"{text!r} is not a process id, nor a pid file: {error.strerror}"
-        ) from None
-    if not (number.isascii() and number.isdigit()):
-        raise SetupError(f"{text}: {number[:20]!r} is not a process id")
-    return int(number)
+    number = text
+    if not number.isdecimal():
+        try:
+            with open(text, "rb") as file:
+                number = file.read(_PID_FILE_OCTETS).decode("ascii", "replace").strip()
+        except OSError as error:
+            raise SetupError(
+                f"{text!r} is not a process id, nor a pid file: {error.strerror}"
+            ) from None
+    pid = whole_number(number)
+    if pid is None or pid > _PID_LIMIT:
+        where = "" if number == text else f"{text}: "
+        raise SetupError(f"{where}{number[:20]!r} is not a process id")
+    return pid

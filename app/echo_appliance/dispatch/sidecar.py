@@ -29,7 +29,7 @@ from .lender import Lender, check_lender
 from .model import parse_label
 from .place import BusyError, Lock, Place
 from .register import borrow, register
-from .state import Dispatcher
+from .state import Dispatcher, NotLoadedError
 from .status import metrics_text
 
 TYPE_CHECKING = False
@@ -45,37 +45,37 @@ class Sidecar:
     def __init__(
         self,
         place: Place,
-        wait: float,
         config: str | None,
         sockets: list[Inherited],
         lenders: list[Lender],
     ) -> None:
         self._place = place
-        self._wait = wait
         self._config = config
         self._lenders = lenders
+        self._stale = False  # asked to read the file again, which had to wait
+        self._said = ""
         # A unit's unix and vsock sockets come along; nothing can be steered to those.
         self._sockets = [(parse_label(one.name), one.socket) for one in sockets if one.is_internet]
 
-    def start(self) -> None:
+    def start(self, wait: float) -> None:
         """Load if need be, bind, register.  Raises SetupError: then nothing is announced."""
         self._place.check_bpffs()
-        with Lock(self._place, self._wait):
+        with Lock(self._place, wait):
             try:
                 Dispatcher(self._place, write=False).close()
-            except SetupError:
+            except NotLoadedError:
                 program.load(self._place, program.CAPACITY, None, beside=False)
                 say(f"dispatch: loaded into {self._place.path}")
         # Sockets first: a binding without one refuses what comes.
-        self.register(self._wait)
-        self.apply()
+        self.register(wait)
+        self.apply(wait)
 
-    def apply(self) -> None:
+    def apply(self, wait: float) -> None:
         """Put the file's bindings in force."""
         if self._config is None:
             return
         octets = read_source(self._config)
-        with Lock(self._place, self._wait), Dispatcher(self._place, write=True) as dispatcher:
+        with Lock(self._place, wait), Dispatcher(self._place, write=True) as dispatcher:
             count = load_bindings(dispatcher, self._config, octets)
         words = "unchanged" if count is None else f"{count} keys in force"
         say(f"dispatch: {self._config}: {words}")
@@ -92,13 +92,21 @@ class Sidecar:
     def reload(self) -> None:
         """On SIGHUP: the file again.  What it says wrong is said, and the old stays in force."""
         try:
-            self.apply()
-            self.register(self._wait)
+            self.apply(0.0)
+            self.register(0.0)
+            self._stale = False
+        except BusyError:
+            # Not waited for, since we serve meanwhile: check() comes back to it.
+            if not self._stale:
+                say("dispatch: something else is changed now; the file is read again after that")
+            self._stale = True
         except (SetupError, OSError) as error:
+            self._stale = False
             say(f"dispatch: not reloaded: {error}")
 
     def check(self) -> None:
-        """Every few seconds: register again what someone took out, or a new dispatcher lacks.
+        """Every few seconds: do what had to wait, and register what someone took out, or a new
+        dispatcher lacks.
 
         Raises SetupError when someone unloaded it, and the sockets are not ours: bindings alone
         would refuse everything, and whoever starts us again has them registered first.
@@ -106,20 +114,29 @@ class Sidecar:
         loaded = os.path.exists(f"{self._place.path}/link")
         if not (loaded or self._sockets):
             raise SetupError("someone unloaded dispatch, and the sockets are not ours to register")
+        if self._stale:
+            self.reload()
+        said, self._said = self._said, ""
         try:
             if loaded:
                 self.register(0.0)
             else:
-                self.start()
+                self.start(0.0)
         except BusyError:
-            pass  # something is changed now, which may take seconds: look again, serve meanwhile
+            self._said = said  # something is changed now: look again, serve meanwhile
         except (SetupError, OSError) as error:
-            say(f"dispatch: {error}")
+            self._said = str(error)
+            if self._said != said:  # once, not every CHECK_SECONDS
+                say(f"dispatch: {error}")
 
     def page(self) -> str:
         """Return the page of the socket named metrics: what the kernel counted."""
-        with Dispatcher(self._place, write=False) as dispatcher:
-            return metrics_text(dispatcher) + self._lending_text()
+        try:
+            with Dispatcher(self._place, write=False) as dispatcher:
+                counted = metrics_text(dispatcher)
+        except (SetupError, OSError) as error:
+            counted = f"# {error}\n"  # until check() has seen to it
+        return counted + self._lending_text()
 
     def _lending_text(self) -> str:
         """The part of the page that only we know."""
@@ -154,8 +171,8 @@ def run(place: Place, wait: float, config: str | None, once: bool) -> int:
     loop = Loop()
     capacity = connection_limit(None) // len(asked) if asked else 0
     lenders = [Lender(loop, one, Steering(place), capacity) for one in asked]
-    sidecar = Sidecar(place, wait, config, steered, lenders)
-    sidecar.start()
+    sidecar = Sidecar(place, config, steered, lenders)
+    sidecar.start(wait)
     if once:
         return 0
     names = ", ".join(sorted({one.name for one in steered})) or config or "nothing yet"

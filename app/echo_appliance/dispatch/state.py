@@ -31,21 +31,29 @@ MAPS = ("bindings", "settings", "destinations", "sockets", "counters", "explaine
 ZERO = bytes(4)
 
 
+class NotLoadedError(SetupError):
+    """There is no dispatcher."""
+
+
 class Dispatcher:
     """What is pinned for one namespace.  Owns descriptors of it, opened when they are needed."""
 
     def __init__(self, place: Place, write: bool) -> None:
-        """Open it.  Raises SetupError when there is none, or when it is not one that we know.
+        """Open it.  Raises NotLoadedError when there is none, SetupError when we do not know it.
 
         To write, hold the lock.
         """
         self.place = place
         self._write = write
         self._open: dict[str, int] = {}
-        self._check_loaded()
-        self._check_known()
-        if write:
-            self._heal()
+        try:
+            self._check_loaded()
+            self._check_known()
+            if write:
+                self._heal()
+        except BaseException:
+            self.close()  # a sidecar tries again, for ever
+            raise
 
     # -- is it there, and is it ours ------------------------------------------------
 
@@ -69,8 +77,8 @@ class Dispatcher:
         if not netns:
             raise self._not_loaded()  # detached, by an unload that was killed
 
-    def _not_loaded(self) -> SetupError:
-        return SetupError(
+    def _not_loaded(self) -> NotLoadedError:
+        return NotLoadedError(
             "no dispatcher is loaded in this network namespace "
             f"(under {self.place.base}): run dispatch load"
         )
@@ -162,7 +170,10 @@ class Dispatcher:
         return number
 
     def trie(self) -> int:
-        """Return the descriptor of the trie in force (borrowed)."""
+        """Return the descriptor of the trie in force (borrowed; a reader's until it asks again)."""
+        if not self._write:
+            self._forget("trie")  # which may be another by now
+            self._forget("trie-new")
         if not self._write and self._exists("trie-new"):
             # Someone is replacing it, or was killed: which one is it by now?
             try:

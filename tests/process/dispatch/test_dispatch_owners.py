@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import subprocess
+from pathlib import Path
 
 import pytest
 
+from echo_appliance.dispatch.place import give_to_owner
 from tests.process.dispatch.clients import reached
 from tests.process.dispatch.space import Space
 from tests.process.dispatch.test_dispatch_commands import run_as
@@ -68,3 +70,44 @@ def test_register_pid_of_another_users_process_needs_cap_sys_ptrace_and_no_other
     done = subprocess.run(traced, capture_output=True, text=True, timeout=20, check=False)
     assert done.returncode == 0, done.stderr
     assert reached([listener], "127.1.0.1", 80) == 0
+
+
+def test_a_directory_that_any_user_may_have_made_is_not_used(empty: Space) -> None:
+    # Its owner would get all that is pinned in it: a bpffs without options is open to all.
+    base = empty.bpffs / "echo-appliance"
+    base.mkdir()
+    os.chown(base, OWNER, OWNER)
+    assert f"belongs to user {OWNER}, and anybody may have made it" in empty.fails("load")
+    assert list(base.iterdir()) == []
+    empty.bpffs.chmod(0o755)
+    empty.ok("load")
+
+
+def test_load_by_a_user_with_a_strict_umask_lets_the_group_read(empty: Space) -> None:
+    empty.bpffs.chmod(0o755)
+    before = os.umask(0o077)
+    try:
+        empty.ok("load", "--group", "4242")
+    finally:
+        os.umask(before)
+    assert run_as(empty, "reader", "status").returncode == 0
+
+
+def test_load_for_a_group_on_a_bpffs_that_is_open_to_all_warns(empty: Space) -> None:
+    assert "warning: any user may pin" in empty.ok("load", "--group", str(OWNER)).err
+    empty.ok("unload")
+    empty.bpffs.chmod(0o755)
+    assert "warning" not in empty.ok("load", "--group", str(OWNER)).err
+
+
+def test_what_root_gives_to_the_owner_is_never_what_a_link_leads_to(
+    empty: Space, tmp_path: Path
+) -> None:
+    base = empty.bpffs / "echo-appliance"
+    base.mkdir()
+    os.chown(base, OWNER, OWNER)
+    (tmp_path / "precious").touch()
+    (base / "link").symlink_to(tmp_path / "precious")
+    give_to_owner(str(base / "link"))
+    assert (tmp_path / "precious").stat().st_uid == 0
+    assert (base / "link").lstat().st_uid == OWNER

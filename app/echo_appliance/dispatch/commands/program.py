@@ -1,7 +1,8 @@
 """load, unload, upgrade, run: the commands about the program itself."""
 
 from ...errors import SetupError, say
-from ...options import positive
+from ...options import ArgumentError, positive
+from ...text import whole_number
 from .. import program
 from ..state import Dispatcher
 from .asked import lock, parse, parser_of, place_of
@@ -10,13 +11,15 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..command import Options
 
+MOST = (1 << 32) - 1  # of the kernel's numbers of keys, and of groups
+
 
 def load(options: "Options") -> int:
     """Put the dispatcher into the network namespace."""
     parser = parser_of(options, "Load the program and attach it to the network namespace.")
     parser.add("--group", metavar="NAME", help="a group (name or number) that may read the state")
     parser.add(
-        "--capacity", positive, default=program.CAPACITY, metavar="N",
+        "--capacity", _capacity, default=program.CAPACITY, metavar="N",
         help=f"most keys: one per binding, up to 31 per range (default: {program.CAPACITY})",
     )  # fmt: skip
     parser.add("--beside", default=False, help="even if other sk_lookup programs are attached")
@@ -25,13 +28,26 @@ def load(options: "Options") -> int:
     group = None if asked.group is None else _group(asked.group)
     with lock(options, place):
         program.load(place, asked.capacity, group, asked.beside)
+    if group is not None and place.is_open_to_all():
+        say(
+            f"dispatch: warning: any user may pin in {place.bpffs}, so who may read can pin what "
+            f"they read once more, to write it: chmod o-w {place.bpffs}"
+        )
     say(f"dispatch: loaded into {place.path}")
     return 0
 
 
+def _capacity(text: str) -> int:
+    number = positive(text)
+    if number > MOST:
+        raise ArgumentError(f"{number} keys are too many: take {MOST} at the most")
+    return number
+
+
 def _group(text: str) -> int:
-    if text.isascii() and text.isdigit():
-        return int(text)
+    number = whole_number(text)
+    if number is not None and number < MOST:  # which stands for no group at all
+        return number
     import grp
 
     try:

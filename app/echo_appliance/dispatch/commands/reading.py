@@ -3,8 +3,9 @@
 import sys
 
 from ...errors import ParseError, say
+from ...text import whole_number
 from .. import control
-from ..model import PROTOCOLS, parse_address, parse_ports, parse_protocol
+from ..model import ALL_PORTS, PROTOCOLS, parse_address, parse_protocol
 from .asked import open_to_read, parse, parser_of, write_json
 
 TYPE_CHECKING = False
@@ -60,7 +61,7 @@ def explain(options: "Options") -> int:
     asked = parse(parser, options, 3, 3)
     protocol, address, port = asked.words
     family, octets = parse_address(address)
-    number, _ = parse_ports(port)
+    number = _port(port)
     kind = PROTOCOLS.index(parse_protocol(protocol)) << 1 | family
     packet = Packet(kind, octets, number)
     if asked.source:
@@ -75,8 +76,17 @@ def explain(options: "Options") -> int:
 
 
 def _source(text: str, family: int) -> tuple[bytes, int]:
-    address, _, port = text.rpartition(",")
+    address, comma, port = text.rpartition(",")
+    if not comma:
+        raise ParseError(f"--source {text}: write ADDRESS,PORT")
     remote_family, remote = parse_address(address)
     if remote_family != family:
         raise ParseError(f"--source {text}: a packet has one family")
-    return remote, parse_ports(port)[0]
+    return remote, _port(port)
+
+
+def _port(text: str) -> int:
+    number = whole_number(text)
+    if number is None or number > ALL_PORTS[1]:
+        raise ParseError(f"{text!r:.60} is not a port: a packet has one, 0 to 65535")
+    return number
