@@ -264,7 +264,7 @@ def test_options_mode_that_is_none_is_told(
     launch: Launcher, sockets: Sockets, mode: list[str]
 ) -> None:
     line = launch.fail([sockets.listen()], command=(*COMMAND, *mode))
-    assert "use echo, forward, probe or dispatch" in line
+    assert "use echo, forward, probe, dispatch or netstack" in line
 
 
 @pytest.mark.parametrize(
