@@ -376,11 +376,17 @@ def test_probe_bad_options_are_told_in_one_line(options: list[str]) -> None:
 
 def test_probe_interrupted_ends_quietly(sockets: Sockets) -> None:
     server = sockets.listen()
-    process = subprocess.Popen(
-        [*COMMAND, "probe", target_of(server)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    client, _ = server.accept()  # it is connected, and waits for the answer
-    with client:
-        process.send_signal(signal.SIGINT)
-        output, _ = process.communicate(timeout=10)
+    server.settimeout(10)
+    with subprocess.Popen(
+        [*COMMAND, "probe", target_of(server)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    ) as process:
+        try:
+            client, _ = server.accept()  # it is connected, and waits for the answer
+            with client:
+                process.send_signal(signal.SIGINT)
+                output, _ = process.communicate(timeout=10)
+        finally:
+            process.kill()
     assert (process.returncode, output) == (130, b"")
