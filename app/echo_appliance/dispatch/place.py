@@ -100,14 +100,21 @@ def _filesystem(path: str) -> str:
     """Return the type of the file system that a path is on, by /proc/self/mountinfo."""
     path = os.path.realpath(path)
     best, kind = "", ""
-    with open("/proc/self/mountinfo") as lines:
+    # Some mount may have a name that is no text, or one with spaces.
+    with open("/proc/self/mountinfo", errors="surrogateescape") as lines:
         for line in lines:
             words, _, rest = line.partition(" - ")
-            mount = words.split()[4]
+            mount = _unescape(words.split(" ")[4])
             inside = path == mount or path.startswith(mount.rstrip("/") + "/")
             if inside and len(mount) >= len(best):  # of mounts on each other, the last is seen
                 best, kind = mount, rest.split()[0]
     return kind
+
+
+def _unescape(text: str) -> str:
+    """Return a name of /proc/self/mountinfo as it is: white space and backslashes are in octal."""
+    first, *rest = text.split("\\")
+    return first + "".join(chr(int(part[:3], 8)) + part[3:] for part in rest)
 
 
 class BusyError(SetupError):

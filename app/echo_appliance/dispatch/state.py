@@ -17,7 +17,7 @@ import os
 
 from ..errors import SetupError
 from . import libbpf
-from .layout import DESTINATION, KEY, LAYOUT, SETTINGS, U32, VALUE
+from .layout import DESTINATION, KEY, LAYOUT, SETTINGS, U32, VALUE, count_bindings
 from .place import Place, give_to_owner
 from .settings import Settings
 
@@ -209,6 +209,11 @@ class Dispatcher:
     def table(self) -> "Iterator[tuple[bytes, bytes]]":
         """Yield the keys and values of the trie in force."""
         return libbpf.read_all(self.trie(), KEY.size, VALUE.size, "bindings")
+
+    def count_bindings(self) -> dict[tuple[int, int], int]:
+        """Return how many bindings each destination and kind has."""
+        table = (self.trie(), KEY.size, VALUE.size, "bindings")
+        return count_bindings(libbpf.read_batches(*table))
 
     def destinations(self) -> "dict[int, Row]":
         """Return label and slots per kind of each destination, by number."""

@@ -25,7 +25,7 @@ def status(options: "Options") -> int:
             ids = ", ".join(map(str, others))
             say(f"dispatch: warning: another sk_lookup program ({ids}) is attached here, too")
         bound = control.entries(dispatcher)
-        rows = view.destinations(dispatcher, bound)
+        rows = view.destinations(dispatcher, view.tally(bound))
         if asked.json:
             write_json(
                 {
