@@ -243,6 +243,7 @@ def test_metrics_are_prometheus_text(space: Space) -> None:
     labels = r'{label="we\"b",domain="ipv4",protocol="tcp"}'
     for name, value in (("lookups_total", 1), ("misses_total", 0), ("bindings", 1), ("sockets", 1)):
         assert f"echo_appliance_dispatch_{name}{labels} {value}" in lines
+    assert space.ok("metrics", "--json").json == space.ok("status", "--json").json["destinations"]
 
 
 def test_metrics_of_many_bindings_take_no_memory_for_each(space: Space) -> None:
