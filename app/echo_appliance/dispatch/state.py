@@ -218,12 +218,11 @@ class Dispatcher:
     def destinations(self) -> "dict[int, Row]":
         """Return label and slots per kind of each destination, by number."""
         found: dict[int, Row] = {}
-        octets = (4, DESTINATION.size)
-        for key, value in libbpf.read_all(self.descriptor("destinations"), *octets, "labels"):
+        table = (self.descriptor("destinations"), 4, DESTINATION.size, "labels")
+        for key, value in libbpf.read_all(*table, nonzero=True):  # a label comes first
             label, *slots = DESTINATION.unpack(value)
-            if label[0]:
-                number = U32.unpack(key)[0]
-                found[number] = (label.rstrip(b"\0").decode(), tuple(slots))
+            number = U32.unpack(key)[0]
+            found[number] = (label.rstrip(b"\0").decode(), tuple(slots))
         return found
 
     def write_destination(self, number: int, label: str, slots: "tuple[int, ...]") -> None:

@@ -380,6 +380,24 @@ def test_a_full_table_is_one_line_and_nothing_half_applied(empty: Space) -> None
     assert empty.ok("bindings", "--json").json == before
 
 
+IMPORTS = """
+import sys
+from echo_appliance.__main__ import main
+status = main(sys.argv[1:])
+print(*sys.modules)
+sys.exit(status)
+"""
+# What costs milliseconds, and what only other commands need.
+UNWANTED = {"socket", "selectors", "typing", "argparse", "dataclasses", "json", "tomllib"}
+
+
+def test_bind_imports_no_more_than_it_needs(space: Space) -> None:
+    words = space.command("bind", "web", "tcp", "127.1.0.0/16", "80")[3:]
+    command = [sys.executable, "-c", IMPORTS, *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert not UNWANTED & set(done.stdout.split())
+
+
 def test_the_33rd_socket_of_a_destination_is_refused_with_the_rest(space: Space) -> None:
     sockets = [("web", space.tcp()) for _ in range(33)]
     done = space.register(*sockets)
