@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from testinfra.host import Host
@@ -201,6 +202,25 @@ def test_new_sockets_of_a_restarted_socket_unit_are_registered(variant: Host) ->
     assert all(old["sockets"] != new["sockets"] for old, new in zip(before, after, strict=True))
     for name in NAMES:
         assert_echo(name)
+
+
+def test_restart_of_the_socket_unit_under_a_running_server_registers_the_new_sockets(
+    variant: Host,
+) -> None:
+    for _ in range(3):
+        assert_echo("tcp4")
+        before = status(variant)["destinations"]
+        variant.check_output("systemctl restart echo@demo.socket")
+        wait_until(lambda: are_new(before, status(variant)["destinations"]), "the new sockets")  # noqa: B023
+    for name in NAMES:
+        assert_echo(name)
+
+
+def are_new(before: Any, after: Any) -> bool:
+    return all(
+        new["sockets"] and new["sockets"] != old["sockets"]
+        for old, new in zip(before, after, strict=True)
+    )
 
 
 def refused(address: str, port: int) -> bool:

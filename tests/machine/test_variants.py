@@ -147,6 +147,18 @@ def test_native_user_unit_is_hardened(native: testinfra.host.Host) -> None:
     assert exposure(native, "--user", "echo@demo.service") <= EXPOSURE_LIMIT
 
 
+def test_native_user_sockets_are_bound_anew_by_a_restart_under_a_running_service(
+    native: testinfra.host.Host,
+) -> None:
+    folder = "~/.config/systemd/user/echo@demo.socket.d"
+    native.check_output(f"printf '[Unit]\\nStartLimitIntervalSec=0\\n' >{folder}/test.conf")
+    native.check_output("systemctl --user daemon-reload")
+    for _ in range(30):  # one in three failed with PrivateTmp=yes
+        assert clients.echo(clients.TCP) == b"hello\n"
+        native.check_output("systemctl --user restart echo@demo.socket")
+    assert_all_echo(DEMO)
+
+
 @pytest.fixture
 def native_system(root: testinfra.host.Host) -> Iterator[testinfra.host.Host]:
     own = f"{UNITS}/native/echo@.service {UNITS}/native/system/echo@.service.d"

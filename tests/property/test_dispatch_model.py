@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import pairwise
 
 import pytest
@@ -12,6 +13,7 @@ from echo_appliance.dispatch.layout import (
     RECORD,
     RECORDS_IN_USE,
     add_all,
+    count_bindings,
     keys,
     pack_value,
     sizes,
@@ -97,6 +99,10 @@ def test_a_table_gives_back_the_bindings_it_was_made_of(listed: list[Binding]) -
     found = [entry.binding for entry in unpack(table.items(), {1: "a", 7: "b"})]
     assert len(found) == len(listed)
     assert set(found) == set(listed)
+    counts = Counter((numbers[one.label], one.kind) for one in listed)
+    batches = [(b"".join(table), b"".join(table.values()))]
+    assert count_bindings([*batches, (b"", b"")]) == counts
+    assert count_bindings([*batches, *batches]) == counts + counts
 
 
 @given(st.lists(bindings(), max_size=6, unique_by=lambda one: one.place))

@@ -50,9 +50,7 @@ struct destination {
 	__u32 slots[KINDS]; /* how many are looked at; a slot may be empty */
 };
 
-struct counters {
-	__u64 lookups, misses, errors;
-};
+struct counters { __u64 lookups, misses, errors; };
 
 struct settings {
 	__u32 layout;
@@ -62,10 +60,7 @@ struct settings {
 	__u32 capacity; /* of each trie */
 };
 
-struct explained {
-	struct binding binding;
-	__u32 found, zero;
-};
+struct explained { struct binding binding; __u32 found, zero; };
 
 struct trie {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
@@ -109,15 +104,19 @@ static __always_inline struct binding *find(void *trie, struct key *key, __u32 k
 					    __u64 sizes)
 {
 	struct binding *best = NULL, *found;
+	__u64 size = sizes & -sizes; /* the smallest that is left */
 
 	for (int turn = 0; turn < SIZES && sizes; turn++) {
-		__u64 size = sizes & -sizes; /* the smallest that is left */
-
-		sizes ^= size;
 		key->block = bpf_htonl(kind << 24 | ((port & -size) << 1) + size);
 		found = bpf_map_lookup_elem(trie, key);
-		if (found && (!best || rank(found) > rank(best)))
-			best = found;
+		sizes ^= size;
+		size = sizes & -sizes;
+		if (!found || (best && rank(found) < rank(best)))
+			continue;
+		best = found;
+		/* Bindings in wider blocks are wider, so none wins over one of this very address. */
+		if (FIXED_BITS + best->prefix == key->bits && best->high - best->low + 1 < size)
+			break;
 	}
 	return best;
 }

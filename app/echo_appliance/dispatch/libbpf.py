@@ -269,13 +269,8 @@ def update_many(descriptor: int, keys: bytes, values: bytes, count: int, of: str
     _check(_lib.bpf_map_update_batch(descriptor, keys, values, byref(done), None), "write many", of)
 
 
-def read_all(
-    descriptor: int, key: int, value: int, of: str, *, nonzero: bool = False
-) -> "Iterator[tuple[bytes, bytes]]":
-    """Yield every key and value of a map whose octets per key and value are given.
-
-    With `nonzero` only those whose first 64 bits are not 0, which is much faster of a million.
-    """
+def read_batches(descriptor: int, key: int, value: int, of: str) -> "Iterator[tuple[bytes, bytes]]":
+    """Yield keys and values of a map, many at a time, whose octets per key and value are given."""
     batch = min(_BATCH, _BATCH_OCTETS // value)
     keys = ctypes.create_string_buffer(key * batch)
     values = ctypes.create_string_buffer(value * batch)
@@ -290,15 +285,25 @@ def read_all(
         if result != -errno.ENOENT:
             _check(result, "read", of)
         before = after
-        raw_keys, raw_values = keys.raw, values.raw
-        indexes: Iterable[int] = range(count.value)
+        yield keys.raw[: key * count.value], values.raw[: value * count.value]
+
+
+def read_all(
+    descriptor: int, key: int, value: int, of: str, *, nonzero: bool = False
+) -> "Iterator[tuple[bytes, bytes]]":
+    """Yield every key and value of a map whose octets per key and value are given.
+
+    With `nonzero` only those whose first 64 bits are not 0, which is much faster of a million.
+    """
+    for keys, values in read_batches(descriptor, key, value, of):
+        indexes: Iterable[int] = range(len(keys) // key)
         if nonzero:
-            firsts = memoryview(raw_values).cast("Q")[:: value // 8].tolist()
+            firsts = memoryview(values).cast("Q")[:: value // 8].tolist()
             indexes = (index for index in indexes if firsts[index])
         for index in indexes:
             yield (
-                raw_keys[index * key : index * key + key],
-                raw_values[index * value : index * value + value],
+                keys[index * key : index * key + key],
+                values[index * value : index * value + value],
             )
 
 

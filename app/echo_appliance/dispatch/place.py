@@ -3,16 +3,20 @@
 A namespace is known by its cookie, which is never given twice; its inode is.
 """
 
+import _socket  # why not socket: see model.py
 import errno
 import fcntl
 import os
-import socket
 import stat
 import time
 
 from ..errors import SetupError
 from . import libbpf
 from .layout import U64
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
 
 NAME = "echo-appliance"
 # What counts is not the version: BPF may be left out of a kernel, or be put into an older one.
@@ -68,14 +72,17 @@ class Place:
 
 def netns_cookie() -> int:
     """Return the cookie of the network namespace that we are in (Linux 5.14)."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC)
+    try:
         return socket_cookie(sock)
+    finally:
+        sock.close()
 
 
-def socket_cookie(sock: socket.socket) -> int:
+def socket_cookie(sock: "socket.socket | _socket.socket") -> int:
     """Return the cookie of the network namespace that a socket belongs to."""
     try:
-        octets = sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
+        octets = sock.getsockopt(_socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
     except OSError as error:
         if error.errno != errno.ENOPROTOOPT:
             raise
@@ -100,14 +107,21 @@ def _filesystem(path: str) -> str:
     """Return the type of the file system that a path is on, by /proc/self/mountinfo."""
     path = os.path.realpath(path)
     best, kind = "", ""
-    with open("/proc/self/mountinfo") as lines:
+    # Some mount may have a name that is no text, or one with spaces.
+    with open("/proc/self/mountinfo", errors="surrogateescape") as lines:
         for line in lines:
             words, _, rest = line.partition(" - ")
-            mount = words.split()[4]
+            mount = _unescape(words.split(" ")[4])
             inside = path == mount or path.startswith(mount.rstrip("/") + "/")
             if inside and len(mount) >= len(best):  # of mounts on each other, the last is seen
                 best, kind = mount, rest.split()[0]
     return kind
+
+
+def _unescape(text: str) -> str:
+    """Return a name of /proc/self/mountinfo as it is: white space and backslashes are in octal."""
+    first, *rest = text.split("\\")
+    return first + "".join(chr(int(part[:3], 8)) + part[3:] for part in rest)
 
 
 class BusyError(SetupError):

@@ -81,11 +81,20 @@ def borrow() -> list[Inherited]:
 
     Whether a socket blocks belongs to the socket, not to us: take() changes it
     for its own purposes, and a server that waits in accept() would stop doing so.
+    Raises SetupError when there are none.
     """
     count = os.environ.get("LISTEN_FDS", "")
     numbers = range(FIRST_DESCRIPTOR, FIRST_DESCRIPTOR + int(count)) if count.isdigit() else ()
     blocking = {number: _blocks(number) for number in numbers}
-    inherited = take()
+    try:
+        inherited = take()
+    except SetupError:
+        if count:
+            raise
+        raise SetupError(
+            "no sockets were passed to me: start me from a service with Sockets= "
+            "(as dispatch-sockets@.service has it), or use register-pid"
+        ) from None
     for one in inherited:
         os.set_blocking(one.socket.fileno(), blocking.get(one.socket.fileno(), True))
     return inherited

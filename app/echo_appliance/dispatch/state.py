@@ -17,7 +17,7 @@ import os
 
 from ..errors import SetupError
 from . import libbpf
-from .layout import DESTINATION, KEY, LAYOUT, SETTINGS, U32, VALUE
+from .layout import DESTINATION, KEY, LAYOUT, SETTINGS, U32, VALUE, count_bindings
 from .place import Place, give_to_owner
 from .settings import Settings
 
@@ -210,15 +210,19 @@ class Dispatcher:
         """Yield the keys and values of the trie in force."""
         return libbpf.read_all(self.trie(), KEY.size, VALUE.size, "bindings")
 
+    def count_bindings(self) -> dict[tuple[int, int], int]:
+        """Return how many bindings each destination and kind has."""
+        table = (self.trie(), KEY.size, VALUE.size, "bindings")
+        return count_bindings(libbpf.read_batches(*table))
+
     def destinations(self) -> "dict[int, Row]":
         """Return label and slots per kind of each destination, by number."""
         found: dict[int, Row] = {}
-        octets = (4, DESTINATION.size)
-        for key, value in libbpf.read_all(self.descriptor("destinations"), *octets, "labels"):
+        table = (self.descriptor("destinations"), 4, DESTINATION.size, "labels")
+        for key, value in libbpf.read_all(*table, nonzero=True):  # a label comes first
             label, *slots = DESTINATION.unpack(value)
-            if label[0]:
-                number = U32.unpack(key)[0]
-                found[number] = (label.rstrip(b"\0").decode(), tuple(slots))
+            number = U32.unpack(key)[0]
+            found[number] = (label.rstrip(b"\0").decode(), tuple(slots))
         return found
 
     def write_destination(self, number: int, label: str, slots: "tuple[int, ...]") -> None:

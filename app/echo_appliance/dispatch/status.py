@@ -4,7 +4,6 @@ Reads only; a group that may read the pins needs no capability for it.
 """
 
 from . import libbpf
-from .control import entries
 from .labels import live, read_counters
 from .layout import KINDS
 from .model import PROTOCOLS, Binding, kind_name, order
@@ -32,17 +31,20 @@ class Destination:
         self.errors = 0
 
 
-def destinations(dispatcher: Dispatcher, bound: "Iterable[Entry]") -> list[Destination]:
-    """Return the destinations that have a binding or a socket, sorted."""
+def destinations(dispatcher: Dispatcher, bound: dict[tuple[int, int], int]) -> list[Destination]:
+    """Return the destinations that have a binding or a socket, sorted.
+
+    Bound: how many bindings there are, by number of the destination and kind.
+    """
     labels = dispatcher.destinations()
     rows = {
         (number, kind): Destination(label, kind)
         for number, (label, _) in labels.items()
         for kind in range(KINDS)
     }
-    for entry in bound:
-        if (row := rows.get((entry.destination, entry.binding.kind))) is not None:
-            row.bindings += 1
+    for place, count in bound.items():
+        if (row := rows.get(place)) is not None:
+            row.bindings = count
     for number, (_, slots) in labels.items():
         for (kind, _), cookie in live(dispatcher, number, slots).items():
             rows[number, kind].cookies.append(cookie)
@@ -50,6 +52,15 @@ def destinations(dispatcher: Dispatcher, bound: "Iterable[Entry]") -> list[Desti
     for (number, kind), row in used.items():
         row.lookups, row.misses, row.errors = read_counters(dispatcher, number, kind)
     return sorted(used.values(), key=lambda row: (row.label, row.kind & 1, row.kind >> 1))
+
+
+def tally(bound: "Iterable[Entry]") -> dict[tuple[int, int], int]:
+    """Count bindings that were read already, for destinations(): so both say the same."""
+    found: dict[tuple[int, int], int] = {}
+    for entry in bound:
+        place = (entry.destination, entry.binding.kind)
+        found[place] = found.get(place, 0) + 1
+    return found
 
 
 def others(dispatcher: Dispatcher) -> list[int]:
@@ -163,8 +174,7 @@ _COLUMNS = (
 
 def metrics_text(dispatcher: Dispatcher) -> str:
     """Return the counters in the Prometheus text format, version 0.0.4."""
-    bound = entries(dispatcher)
-    rows = destinations(dispatcher, bound)
+    rows = destinations(dispatcher, dispatcher.count_bindings())
     lines = []
     for name, kind, words in _COLUMNS:
         lines += [f"# HELP {_PREFIX}_{name} {words}", f"# TYPE {_PREFIX}_{name} {kind}"]

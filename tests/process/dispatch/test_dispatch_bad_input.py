@@ -38,6 +38,9 @@ BAD = [
     (["explain", "--source", "127.0.0.1", "tcp", "127.1.0.1", "80"], "write ADDRESS,PORT"),
     (["load", "--capacity", "4294967296"], "4294967296 keys are too many"),
     (["load", "--group", "99999999999"], "there is no group '99999999999'"),
+    (["register"], "a service with Sockets="),
+    (["run"], "give --config FILE"),
+    (["metrics", "127.0.0.1", "8080"], "pass the sidecar a socket named metrics"),
     (["frobnicate"], "'frobnicate' is not a dispatch command"),
 ]  # fmt: skip
 

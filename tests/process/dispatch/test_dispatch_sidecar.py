@@ -16,7 +16,7 @@ import pytest
 
 from echo_appliance.dispatch import libbpf
 from echo_appliance.dispatch.place import Place
-from echo_appliance.dispatch.sidecar import CHECK_SECONDS
+from echo_appliance.dispatch.sidecar import CHECK_SECONDS, Sidecar
 from echo_appliance.dispatch.state import Dispatcher
 from echo_appliance.errors import SetupError
 from tests.process.dispatch.clients import reached, received
@@ -109,6 +109,22 @@ def test_sidecar_serves_metrics_on_the_socket_of_that_name(empty: Space, tmp_pat
         page = get(metrics)
         labels = b'{label="echo",domain="ipv4",protocol="tcp"}'
         assert b"echo_appliance_dispatch_lookups_total%s 1\n" % labels in page
+
+
+def test_metrics_that_took_long_to_count_stand_for_a_while(
+    space: Space, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Place(str(space.bpffs), None)
+    page = Sidecar(place, None, [], []).page
+    for label in ("a", "b"):
+        space.ok("bind", label, "tcp", "127.1.0.0/16", str(ord(label)))
+        assert f'label="{label}"' in page()  # a few are counted anew each time
+    monkeypatch.setattr("echo_appliance.dispatch.sidecar.SLOW", 0.0)
+    monkeypatch.setattr("echo_appliance.dispatch.sidecar.STANDS", 1e6)
+    before = page()
+    space.ok("bind", "c", "tcp", "127.1.0.0/16", "3")
+    assert page() == before
+    os.close(place.netns)
 
 
 def test_sidecar_that_cannot_start_says_why_and_is_not_ready(empty: Space, tmp_path: Path) -> None:

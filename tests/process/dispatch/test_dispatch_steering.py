@@ -37,6 +37,16 @@ PRECEDENCE = [
     pytest.param(
         ["low 127.1.0.0/16 70-90", "high 127.1.0.0/16 75-95"], 80, "high", id="tie-higher-wins"
     ),
+    # One of them is a block that the other one has not, of the very address of the packet.
+    pytest.param(
+        ["low 127.1.2.3/32 78-81", "high 127.1.2.3/32 80-83"], 80, "high", id="tie-of-a-host"
+    ),
+    pytest.param(
+        ["one 127.1.2.3/32 80", "few 127.1.2.3/32 80-81", "all 127.1.0.0/16 0"],
+        80,
+        "one",
+        id="port-of-a-host",
+    ),
     pytest.param(["few 127.1.0.0/16 70-90", "all 127.1.0.0/16 0"], 91, "all", id="past-the-range"),
     pytest.param(["few 127.1.0.0/16 70-90"], 90, "few", id="last-of-the-range"),
     pytest.param(["few 127.1.0.0/16 70-90"], 91, None, id="nothing-bound"),

@@ -1,5 +1,7 @@
 """load, unload, upgrade, run: the commands about the program itself."""
 
+import os
+
 from ...errors import SetupError, say
 from ...options import ArgumentError, positive
 from ...text import whole_number
@@ -84,4 +86,6 @@ def run(options: "Options") -> int:
     parser.add("--config", metavar="FILE", help="bindings, as for load-bindings; SIGHUP rereads it")
     parser.add("--once", default=False, help="set up and end; the kernel keeps it")
     asked = parse(parser, options)
+    if not (asked.config or asked.once or "LISTEN_FDS" in os.environ):
+        raise SetupError("there is nothing to keep: give --config FILE, or pass me sockets")
     return serve(place_of(options), options.wait, asked.config, asked.once)

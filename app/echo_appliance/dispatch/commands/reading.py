@@ -2,7 +2,7 @@
 
 import sys
 
-from ...errors import ParseError, say
+from ...errors import ParseError, SetupError, say
 from ...text import whole_number
 from .. import control
 from ..model import ALL_PORTS, PROTOCOLS, parse_address, parse_protocol
@@ -25,7 +25,7 @@ def status(options: "Options") -> int:
             ids = ", ".join(map(str, others))
             say(f"dispatch: warning: another sk_lookup program ({ids}) is attached here, too")
         bound = control.entries(dispatcher)
-        rows = view.destinations(dispatcher, bound)
+        rows = view.destinations(dispatcher, view.tally(bound))
         if asked.json:
             write_json(
                 {
@@ -42,11 +42,22 @@ def status(options: "Options") -> int:
 
 def metrics(options: "Options") -> int:
     """Write the counters as Prometheus text."""
-    from ..status import metrics_text
+    from .. import status as view
 
-    parse(parser_of(options, "Write the counters as Prometheus text."), options)
+    if options.rest and not options.rest[0].startswith("-"):  # tubular's listens there
+        raise SetupError(
+            "metrics writes to standard output: for a scraper, "
+            "pass the sidecar a socket named metrics (dispatch-metrics@.socket)"
+        )
+    parser = parser_of(options, "Write the counters as Prometheus text.")
+    parser.add("--json", default=False, help="write JSON: the destinations of status")
+    asked = parse(parser, options)
     with open_to_read(options) as dispatcher:
-        sys.stdout.write(metrics_text(dispatcher))
+        if asked.json:
+            rows = view.destinations(dispatcher, dispatcher.count_bindings())
+            write_json([view.destination_data(row) for row in rows])
+        else:
+            sys.stdout.write(view.metrics_text(dispatcher))
     return 0
 
 
