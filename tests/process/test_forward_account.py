@@ -6,6 +6,8 @@ import contextlib
 import functools
 import itertools
 import json
+import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -272,6 +274,24 @@ def test_forward_check_says_all_that_a_configuration_means(short_path: Path) -> 
 def check(file: Path) -> subprocess.CompletedProcess[str]:
     command = [*COMMAND, "forward", "--check", "--config", str(file)]
     return subprocess.run(command, capture_output=True, text=True, timeout=30)
+
+
+def test_forward_check_answers_by_its_status_alone_when_stdout_is_closed(short_path: Path) -> None:
+    file = short_path / "f.toml"
+    for text, status in ((_CONFIGURATION, 0), ("[route.web]\n", 1)):
+        file.write_text(text)
+        command = shlex.join([*COMMAND, "forward", "--check", "--config", str(file)])
+        done = subprocess.run(["sh", "-c", f"{command} >&-"], capture_output=True, text=True)
+        assert done.returncode == status
+        assert done.stderr.count("\n") == status
+
+
+def test_forward_check_shows_a_path_that_is_no_text() -> None:
+    command = [*COMMAND, "forward", "--check", "--to", os.fsdecode(b"unix:/run/\xff")]
+    strict = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}  # as in most people's locales
+    done = subprocess.run(command, capture_output=True, timeout=30, env=strict)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"to unix:/run/" in done.stdout
 
 
 _CONFIGURATION = """
