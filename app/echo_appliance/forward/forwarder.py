@@ -2,7 +2,7 @@
 
 import signal
 
-from ..accept import Acceptor, source_of
+from ..accept import Acceptor
 from ..admission import Admission
 from ..errors import ParseError, SetupError, say
 from ..inherit import Inherited, check_metrics, describe_all
@@ -155,7 +155,10 @@ class Forwarder:
         else:
             # What systemd accepted for us (Accept=yes) is served whatever the limits are.
             admit(house.admission, route, None)
-            service.at_start(lambda: entrance.take(inherited.socket, _peer(inherited), None))
+            from .client import source_of_peer
+
+            peer = source_of_peer(inherited.socket)
+            service.at_start(lambda: entrance.take(inherited.socket, peer, None))
 
     def _keep_standby(self) -> Standby:
         standby = Standby()
@@ -234,14 +237,6 @@ def _set_keepalive(inherited: Inherited, route: Route) -> None:
     except OSError as error:
         # SELinux may refuse it on a socket of init's; closed, it is when we drain.
         say(f"{inherited.name}: keepalive refused ({error.strerror}); KeepAlive= in the unit does")
-
-
-def _peer(inherited: Inherited) -> str | None:
-    """Return the source of a connection that was passed as such, for the route's rules."""
-    try:
-        return source_of(inherited.family, inherited.socket.getpeername())
-    except OSError:
-        return None  # it was reset; the relay will find out
 
 
 def _route_of(routes: "Routes", name: str) -> Route:

@@ -168,9 +168,11 @@ class Passage:
     def proxied(self, header: "Header") -> None:
         """A trusted proxy has told whose connection it is: now the route's rules can apply."""
         self._header = header
-        if header.anonymous:
-            return
         client = header.host
+        if header.anonymous and self._client is not None:
+            from .client import source_of_peer
+
+            client = source_of_peer(self._client)  # the proxy's own: what it is connected by counts
         route, total = self._route, self._entrance.house.admission
         if not route.permits(client):
             self._end("denied", reset=True)
