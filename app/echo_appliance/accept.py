@@ -52,10 +52,12 @@ class Acceptor:
         counters: "Counters",
         serve: "Callable[[socket.socket, str | None], None]",
         lost: "Callable[[], None]",
+        refused: "Callable[[socket.socket, str | None, str], None] | None" = None,
     ) -> None:
         """serve(connection, source) takes the connection over, or raises OSError.
 
-        lost() is called when nothing can be accepted here any more.
+        lost() is called when nothing can be accepted here any more; refused(connection,
+        source, reason) before one is closed that admission did not let in.
         """
         self._loop = loop
         self._socket = inherited.socket
@@ -66,6 +68,7 @@ class Acceptor:
         self._counters = counters
         self._serve = serve
         self._lost = lost
+        self._refused = refused
         self._watching = False
         self._closed = False
         self._retry: Timer | None = None
@@ -147,6 +150,8 @@ class Acceptor:
         source = source_of(self._family, address)
         if not self._admission.admit(source):
             self._counters.refuse("source-limit")
+            if self._refused is not None:
+                self._refused(connection, source, "source-limit")
             connection.close()
             return True
         try:

@@ -40,6 +40,7 @@ class Counts:
     def __init__(self) -> None:
         self.registry = Registry()
         self.service: Service | None = None
+        self.access_log: AccessLog | None = None
 
     def snapshot(self) -> "Snapshot":
         """Return the values of this moment."""
@@ -47,7 +48,10 @@ class Counts:
             for connection in self.service.connections:
                 if isinstance(connection, Passage):
                     connection.settle()
-        return self.registry.snapshot()
+        snapshot = self.registry.snapshot()
+        if self.access_log is not None:
+            snapshot[("dropped_log_lines_total", "", "")] = self.access_log.dropped
+        return snapshot
 
     def page(self) -> str:
         """Return the metrics page."""
@@ -121,7 +125,10 @@ class Forwarder:
         service = Service(loop, manager, counts, lifetimes, serves, options.debug)
         counts.service = service
         admission = Admission(limit, options.max_connections_per_source, manager.full)
-        house = House(service, admission, Resolver(loop), self._keep_standby(), self._access_log())
+        counts.access_log = log = self._access_log()
+        if log is not None:
+            service.on_end = log.close
+        house = House(service, admission, Resolver(loop), self._keep_standby(), log)
         self._take_shares(self._routes)
         datagrams = [one for one in self._served if one.is_dgram]
         for inherited in self._served:
@@ -147,7 +154,7 @@ class Forwarder:
                 _set_keepalive(inherited, route)
             acceptor = Acceptor(
                 service.loop, inherited, entrance.gate, entrance.counters, entrance.serve,
-                service.source_lost,
+                service.source_lost, entrance.refused,
             )  # fmt: skip
             service.add_source(acceptor)
             # Not before we serve: a reload during --start-sleep must not end that.

@@ -83,13 +83,18 @@ class Entrance:
             Passage(self, route, sock, counted_as).start()
             return
         self.counters.refuse(reason)
-        if self.house.access_log is not None:
-            from .client import name_of
-
-            self.house.access_log.passage(route.name, name_of(sock, source), None, end=reason)
+        self.refused(sock, source, reason)
         reset_on_close(sock)
         sock.close()
         release(self.house.admission, route, counted_as)
+
+    def refused(self, sock: socket.socket, source: str | None, reason: str) -> None:
+        """Log a connection that is not taken."""
+        log = self.house.access_log
+        if log is not None:
+            from .client import name_of
+
+            log.passage(self.gate.route.name, name_of(sock, source), None, end=reason)
 
 
 class Passage:
