@@ -132,6 +132,28 @@ def test_forward_octets_before_a_reset_are_delivered(
         other.recv(1)
 
 
+@pytest.mark.parametrize("families", [("inet", "inet"), ("inet", "unix"), ("unix", "inet")])
+@pytest.mark.parametrize("first", ["client", "backend"])
+def test_forward_answer_is_delivered_though_its_sender_takes_no_more(
+    forward: Forwarding, sockets: Sockets, families: tuple[str, str], first: str
+) -> None:
+    # "413 Content Too Large", and a close with the rest of the request unread.
+    front, backend = (sockets.listen(*FAMILIES[family]) for family in families)
+    forwarder = forward.to(front, backend)
+    pair = forward.joined(front, backend)
+    round_trip_through(*pair)
+    one, other = pair if first == "client" else pair[::-1]
+    other.sendall(b"first part")
+    receive(one, 5)  # the rest is left unread
+    with frozen(forwarder.pid):
+        other.sendall(b"second part")  # its event comes first, and what it wants to send fails
+        one.sendall(b"answer")
+        one.close()
+    assert receive(other, 6) == b"answer"
+    with contextlib.suppress(ConnectionResetError):
+        assert other.recv(1) == b""
+
+
 @pytest.mark.parametrize("first", ["client", "backend"])
 def test_forward_reset_behind_a_stalled_direction_is_passed_on(
     forward: Forwarding, sockets: Sockets, payload: bytes, first: str

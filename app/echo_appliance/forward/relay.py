@@ -24,6 +24,7 @@ processor's cache makes up for the copy; splice spares this process two thirds
 of its time, but leaves the receiver octets that are cold.
 """
 
+import errno
 import select
 import socket
 
@@ -48,6 +49,9 @@ if TYPE_CHECKING:
 READ_SIZE = 384 * 1024
 
 _view = VIEW[:READ_SIZE]
+
+# Of a side that is gone: more than the kernel keeps for it.
+_LAST_READS = 16
 
 _UNWATCHED = -1
 
@@ -97,7 +101,7 @@ class Side:
         except BlockingIOError:
             sent = 0
         except OSError as error:
-            self._fail(error)
+            self._undeliverable(error)
             return
         if sent < received:
             self._stall(bytes(_view[sent:received]))
@@ -108,6 +112,9 @@ class Side:
             sent = self._pass_on(octets)
         except BlockingIOError:
             sent = 0
+        except OSError as error:
+            self._undeliverable(error)
+            return
         if sent < len(octets):
             self._unsent = memoryview(octets)[sent:]
 
@@ -180,7 +187,7 @@ class Side:
         except BlockingIOError:
             return
         except OSError as error:
-            self._fail(error)
+            self._undeliverable(error)
             return
         if sent < len(unsent):
             self._unsent = unsent[sent:]
@@ -204,6 +211,26 @@ class Side:
         self.watch()
         peer.watch()
 
+    def _undeliverable(self, error: OSError) -> None:
+        """End, since the peer takes no more; but what it said before it went is for this side.
+
+        As when a server answers in the middle of a request, and closes: without us, too, the
+        answer is there before the error.
+        """
+        peer = self._peer
+        ended = peer._eof
+        try:
+            for _ in range(_LAST_READS if peer._unsent is None and not ended else 0):
+                received = peer._recv_into(_view)
+                peer.octets += received
+                ended = not received
+                if ended or peer._pass_on(_view[:received]) < received:
+                    break
+        except OSError:
+            pass  # that was all
+        # EPIPE after an end: our octets came too late, which is no reset.
+        self._owner.relay_ended(reason_of(error), not ended or error.errno != errno.EPIPE)
+
     def _fail(self, error: OSError) -> None:
         self._owner.relay_ended(reason_of(error), True)
 
@@ -226,6 +253,8 @@ class Relay:
         """Relay from now on; the backend gets `head` first.  Raises OSError if it cannot."""
         if head:
             self.client.give(head)
+            if self._over:
+                return
         # While we connected the client has mostly spoken: that saves it a turn of the loop, and
         # the backend is at work already while the rest is done here.
         self.client.on_event(select.EPOLLIN)
