@@ -521,6 +521,48 @@ def test_forward_reload_that_lifts_a_limit_lets_those_in_who_wait(
     assert receive(sockets.keep(backend.accept()[0]), 1) == b"?"
 
 
+def test_forward_reload_counts_the_open_connections_on(
+    forward: Forwarding, sockets: Sockets
+) -> None:
+    front, backend = sockets.listen(), sockets.listen()
+    route = f'[route.web]\nto = "{target(backend)}"\n'
+    forwarder = forward.config(f"{route}max-connections = 2\n", web=front)
+    first, _ = asks(front, sockets, backend), asks(front, sockets, backend)
+    forward.write(f"{route}max-connections = 2\nidle-timeout = 60\n")
+    reload(forwarder, "is in force")
+    waiting = sockets.connect(front)
+    waiting.sendall(b"?")
+    assert not select.select([backend], [], [], 0.3)[0], "three where two may be"
+    forward.write(f"{route}max-connections = 9\nmax-connections-per-source = 3\n")
+    reload(forwarder, "is in force", 2)
+    assert receive(sockets.keep(backend.accept()[0]), 1) == b"?"
+    refused = sockets.connect(front)
+    with contextlib.suppress(ConnectionResetError):
+        assert refused.recv(1) == b"", "a fourth of this source"
+    for sock in (first, waiting):
+        reset(sock)
+
+    def is_served() -> bool:
+        with contextlib.suppress(OSError):
+            sockets.connect(front).sendall(b"?")
+        return bool(select.select([backend], [], [], 0.1)[0])
+
+    eventually(is_served, "those that ended to be counted out")
+
+
+def test_forward_reload_counts_the_open_sessions_on(forward: Forwarding, sockets: Sockets) -> None:
+    front, backend = sockets.bind(), sockets.bind()
+    route = f'[route.dns]\nto = "{target(backend)}"\n'
+    forwarder = forward.config(f"{route}max-connections-per-source = 5\n", dns=front)
+    sockets.connect(front).send(b"one")
+    assert backend.recv(10) == b"one"
+    forward.write(f"{route}max-connections-per-source = 1\n")
+    reload(forwarder, "is in force")
+    sockets.connect(front).send(b"two")
+    sockets.connect(front, source=("127.0.0.5", 0)).send(b"three")
+    assert backend.recv(10) == b"three"
+
+
 def test_forward_reload_before_it_serves_changes_the_routes_only(
     forward: Forwarding, launch: Launcher, sockets: Sockets
 ) -> None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ..workers import Link
     from .access_log import AccessLog
     from .command import Options
+    from .datagram import Session
 
     Routes = dict[str, Route]
 
@@ -79,6 +80,7 @@ class Forwarder:
         self._served = [one for one in sockets if one.name not in (METRICS, *passed)]
         self._paths = paths
         self._limit = connection_limit(options.max_connections, DESCRIPTORS_EACH)
+        self._service: Service | None = None  # of this process, once it is built
         self._number = 0  # which worker this is, from 0
         self._entrances: list[tuple[Inherited, Entrance]] = []
         self._restart: list[Callable[[], None]] = []
@@ -130,6 +132,7 @@ class Forwarder:
             service.on_end = log.close
         house = House(service, admission, Resolver(loop), self._keep_standby(), log)
         self._take_shares(self._routes)
+        self._service = service
         datagrams = [one for one in self._served if one.is_dgram]
         for inherited in self._served:
             # A client's datagrams must all come to the process that has its session.
@@ -213,8 +216,8 @@ class Forwarder:
         self._put_in_force(routes)
 
     def _put_in_force(self, routes: "Routes") -> None:
-        self._routes = routes
         self._take_shares(routes)
+        self._routes = routes
         for inherited, entrance in self._entrances:
             route = _route_of(routes, inherited.name)
             changed = route.keepalive != entrance.gate.route.keepalive
@@ -225,16 +228,28 @@ class Forwarder:
             restart()  # one that waited for room may have it now
 
     def _take_shares(self, routes: "Routes") -> None:
-        """Let each worker have its part of what a route may have open."""
-        for route in routes.values():
-            limit = share(route.max_connections, self._number, self._options.workers)
-            route.admission = Admission(limit, route.max_connections_per_source)
+        """Let each worker have its part of what a route may have open; what is open counts on."""
+        open_now = _open_in(self._service) if self._service is not None else []
+        for name, route in routes.items():
+            if name in self._routes:
+                route.admission = self._routes[name].admission
+            route.admission.change(
+                share(route.max_connections, self._number, self._options.workers),
+                route.max_connections_per_source,
+                [one.source for one in open_now if one.route.admission is route.admission],
+            )
 
     def _check(self, routes: "Routes") -> None:
         """Raise SetupError unless routes and sockets fit each other."""
         check_fit(routes, self._served, self._standby, self._paths)
         if self._options.workers > 1:
             check_shared(routes, self._served, self._standby, self._limit, self._options.workers)
+
+
+def _open_in(service: Service) -> "list[Passage | Session]":
+    from .datagram import Session  # many never need it, and none at the start
+
+    return [one for one in service.connections if isinstance(one, (Passage, Session))]
 
 
 def _set_keepalive(inherited: Inherited, route: Route) -> None:

@@ -101,17 +101,17 @@ class Passage:
     """Owns the client's socket, and the backend's as soon as there is one."""
 
     __slots__ = ("_backend", "_client", "_destination", "_entrance", "_header", "_hello",
-                 "_name", "_octets", "_relay", "_route", "_settled", "_source", "_stage",
-                 "_started_at", "_target", "_timers", "_waiting")  # fmt: skip
+                 "_name", "_octets", "_relay", "_settled", "_stage",
+                 "_started_at", "_target", "_timers", "_waiting", "route", "source")  # fmt: skip
 
     def __init__(
         self, entrance: Entrance, route: Route, client: socket.socket, source: str | None
     ) -> None:
         """`source` is what the gate counted it by."""
         self._entrance = entrance
-        self._route = route
+        self.route = route
         self._client: socket.socket | None = client
-        self._source = source
+        self.source = source
         self._stage: Head | Dial | None = None
         self._waiting = False  # watching the client while its backend is dialled
         self._name = ""  # for the access log, if there is one
@@ -128,7 +128,7 @@ class Passage:
 
     def start(self) -> None:
         """Begin with the first stage that the route has."""
-        entrance, route = self._entrance, self._route
+        entrance, route = self._entrance, self.route
         house = entrance.house
         entrance.counters.accepted += 1
         entrance.counters.open += 1
@@ -137,7 +137,7 @@ class Passage:
         if house.access_log is not None and self._client is not None:
             from .client import name_of
 
-            self._name = name_of(self._client, self._source)  # soon it may be gone
+            self._name = name_of(self._client, self.source)  # soon it may be gone
         if route.lifetime:
             self._after(route.lifetime, lambda: self.abort("lifetime"))
         try:
@@ -178,15 +178,15 @@ class Passage:
             from .client import source_of_peer
 
             client = source_of_peer(self._client)  # the proxy's own: what it is connected by counts
-        route, total = self._route, self._entrance.house.admission
+        route, total = self.route, self._entrance.house.admission
         if not route.permits(client):
             self._end("denied", reset=True)
             return
         if not admit(total, route, client):
             self._end("source-limit", reset=True)
             return
-        release(total, route, self._source)  # the proxy's place is now the client's
-        self._source = client
+        release(total, route, self.source)  # the proxy's place is now the client's
+        self.source = client
 
     def head_failed(self, reason: str, answer: bytes) -> None:
         """The client did not say where it wants to go."""
@@ -199,9 +199,9 @@ class Passage:
         self._stage = None
         self._octets = octets
         self._hello = hello
-        destination: Destination | str | None = self._route.destination
-        if self._route.tls is not None and hello is not None:
-            destination = self._route.tls.find(hello.server_name, hello.protocols)
+        destination: Destination | str | None = self.route.destination
+        if self.route.tls is not None and hello is not None:
+            destination = self.route.tls.find(hello.server_name, hello.protocols)
         if isinstance(destination, Destination):
             self._dial(destination)
         else:
@@ -261,7 +261,7 @@ class Passage:
         self._stop_waiting()
         self._backend = sock
         self._target = backend.target.text
-        client, route, loop = self._client, self._route, self._entrance.house.loop
+        client, route, loop = self._client, self.route, self._entrance.house.loop
         if client is None:
             raise RuntimeError("a backend for a client that is gone")
         self._relay = relay = Relay(loop, self, client, sock)
@@ -327,14 +327,14 @@ class Passage:
         if reason != "eof":
             entrance.counters.end(reason)
         entrance.counters.open -= 1
-        release(house.admission, self._route, self._source)
+        release(house.admission, self.route, self.source)
         house.service.touch()
         house.service.closed(self)
 
     def _log(self, log: "AccessLog", reason: str) -> None:
         relay = self._relay
         log.passage(
-            self._route.name, self._name, self._header,
+            self.route.name, self._name, self._header,
             target=self._target,
             octets=(relay.client.octets, relay.backend.octets) if relay else (0, 0),
             seconds=monotonic() - self._started_at,
@@ -358,7 +358,7 @@ class Passage:
             self.abort("idle-timeout")
             return
         timer = self._entrance.house.loop.call_later(
-            self._route.idle_timeout / _LOOKS, lambda: self._look_for_idleness(looks, moved)
+            self.route.idle_timeout / _LOOKS, lambda: self._look_for_idleness(looks, moved)
         )
         self._timers = (*self._timers[:-1], timer)
 
