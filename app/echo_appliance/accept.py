@@ -70,6 +70,8 @@ class Acceptor:
         self._lost = lost
         self._refused = refused
         self._watching = False
+        self._turn = -1  # of the loop: when it last was readable
+        self._accepts = 1
         self._closed = False
         self._retry: Timer | None = None
         self._exhausted = False  # and said so
@@ -121,7 +123,7 @@ class Acceptor:
             say(f"{self._where}: shut down by somebody who holds it too; not served any more")
             self._lost()
             return
-        for _ in range(ACCEPTS_PER_TURN):
+        for _ in range(self._how_many()):
             if self._closed:
                 return
             if self._admission.full:
@@ -131,6 +133,18 @@ class Acceptor:
                 return
             if not self._accept_one():
                 return
+
+    def _how_many(self) -> int:
+        """Return how often to accept now: once, and more the longer the queue stays.
+
+        To be told each time that there is no other one costs 2 us.  If there is, the next turn
+        reports it.
+        """
+        turn = self._loop.turn
+        stays = turn == self._turn + 1
+        self._turn = turn
+        self._accepts = min(2 * self._accepts, ACCEPTS_PER_TURN) if stays else 1
+        return self._accepts
 
     def _accept_one(self) -> bool:
         """Accept and serve a connection; False when there is none, or nothing to take it with."""

@@ -1,13 +1,14 @@
 """A relay between two sockets whose every answer is scripted."""
 
 import errno
+import gc
 import socket
 from select import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT
 from typing import cast
 
 import pytest
 
-from echo_appliance.forward.relay import Relay
+from echo_appliance.forward.relay import Relay, Side
 from echo_appliance.loop import Loop
 from tests.unit.fakes import FakeLoop, ScriptedSocket
 
@@ -357,6 +358,22 @@ def test_relay_side_that_hung_up_is_left_alone_until_it_can_be_read(name: str) -
     assert world.watched == {"client": EPOLLIN, "backend": EPOLLIN}
     world.hear(name, b"", events=EPOLLIN | EPOLLHUP)
     assert world.sockets[other(name)].shut == 1
+
+
+def test_relay_that_is_over_leaves_nothing_to_the_garbage_collector() -> None:
+    world = World().started()
+    world.sockets["backend"].room.append(ALL)
+    world.hear("client", b"octets", b"")
+    world.hear("backend", b"")
+    assert world.ended == [("eof", False)]
+    sides = {id(world.relay.client), id(world.relay.backend)}
+    gc.disable()
+    try:
+        del world
+        left = [one for one in gc.get_objects() if isinstance(one, Side)]
+    finally:
+        gc.enable()
+    assert not sides & set(map(id, left))
 
 
 @pytest.mark.parametrize("name", SIDES)

@@ -103,8 +103,8 @@ class Dial:
         """Begin with a backend; False when it has failed already."""
         target = backend.target
         if target.family != socket.AF_UNSPEC:
-            self._addresses = [address_of(target)]
-            return self._race()
+            self._addresses = []
+            return self._try(address_of(target))
         if is_passed(target):
             return self._ask_passed(target.path)
         addresses = self._resolver.known(target.host, target.port, self._kind)
@@ -147,14 +147,17 @@ class Dial:
         self._ask_next()
 
     def _leave_backend(self) -> None:
-        for timer in (self._limit, self._timer):
-            if timer is not None:
-                timer.cancel()
-        self._limit = self._timer = None
-        for descriptor, (sock, _) in self._attempts.items():
-            self._loop.forget(descriptor)
-            sock.close()
-        self._attempts.clear()
+        if self._limit is not None:
+            self._limit.cancel()
+            self._limit = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._attempts:
+            for descriptor, (sock, _) in self._attempts.items():
+                self._loop.forget(descriptor)
+                sock.close()
+            self._attempts.clear()
 
     def _all_failed(self) -> None:
         caller = self._caller

@@ -258,7 +258,8 @@ class Passage:
     def connected(self, sock: socket.socket, backend: Backend) -> None:
         """A backend is there: relay."""
         self._stage = None
-        self._stop_waiting()
+        if self._waiting:
+            self._stop_waiting()
         self._backend = sock
         self._target = backend.target.text
         client, route, loop = self._client, self.route, self._entrance.house.loop

@@ -120,18 +120,17 @@ class Side:
 
     def begin(self) -> None:
         """Wait here from now on, if only for errors."""
-        self.watch()
-        if self._watched == _UNWATCHED:
-            self._loop.watch(self._socket.fileno(), 0, self.on_event)
-            self._watched = 0
+        wanted = self._wanted()
+        self._loop.watch(self._socket.fileno(), wanted, self.on_event)
+        self._watched = wanted
+
+    def _wanted(self) -> int:
+        wanted = 0 if self._eof or self._unsent is not None else select.EPOLLIN
+        return wanted if self._peer._unsent is None else wanted | select.EPOLLOUT
 
     def watch(self) -> None:
         """Wait for what there is to do here, as far as that has changed."""
-        wanted = 0
-        if self._unsent is None and not self._eof:
-            wanted = select.EPOLLIN
-        if self._peer._unsent is not None:
-            wanted |= select.EPOLLOUT
+        wanted = self._wanted()
         if wanted == self._watched:
             return
         if self._watched != _UNWATCHED:
@@ -143,7 +142,12 @@ class Side:
         self._watched = wanted
 
     def leave(self) -> None:
-        """Wait for nothing here any more: the socket is closed next."""
+        """Wait for nothing here any more: the socket is closed next.
+
+        And let go of the others: in a circle, all of a connection would be left to the garbage
+        collector, which made each one cost 5 % more.
+        """
+        del self._peer, self._owner
         if self._watched == _UNWATCHED:
             return
         self._watched = _UNWATCHED
@@ -209,7 +213,6 @@ class Side:
             self._fail(error)
             return
         self.watch()
-        peer.watch()
 
     def _undeliverable(self, error: OSError) -> None:
         """End, since the peer takes no more; but what it said before it went is for this side.
