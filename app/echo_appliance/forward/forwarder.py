@@ -13,10 +13,11 @@ from ..metrics import Registry, render
 from ..notify import ServiceManager
 from ..service import Lifetimes, Service
 from .fit import check_fit, check_shared, passed_names
-from .passage import Entrance, House, Passage, set_keepalive
+from .passage import Entrance, House, Passage
 from .resolve import Resolver
 from .route import EVERY_NAME, Route, admit
 from .target import Standby
+from .tune import set_keepalive
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

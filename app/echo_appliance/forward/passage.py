@@ -10,9 +10,10 @@ from time import monotonic
 
 from ..endings import reset_on_close
 from .destination import Backend, Destination, ProxyVersion
-from .dial import Dial
+from .dial import Dial, begin
 from .relay import Relay
 from .route import Gate, Route, admit, release
+from .tune import INTERNET, tune
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from .resolve import Resolver
     from .sni import ClientHello
     from .target import Standby
-
-_INTERNET = (socket.AF_INET, socket.AF_INET6)
 
 # An idle connection is found by looking this often in the time it may be idle.
 _LOOKS = 4
@@ -225,9 +224,17 @@ class Passage:
     def _dial(self, destination: Destination) -> None:
         house = self._entrance.house
         self._destination = destination
+        backend, begun = destination.sole, None
+        if backend is not None and backend.address is not None:
+            # Mostly it answers at once: then there is nothing to look after.
+            sock, number = begun = begin(backend.address, socket.SOCK_STREAM)
+            if sock is not None and not number:
+                backend.answered(backend.address)
+                self.connected(sock, backend)
+                return
         dial = Dial(house.loop, house.resolver, house.standby, destination, self)
         self._stage = dial
-        dial.start()
+        dial.start(begun)
         if self._stage is dial and self._client is not None:
             # Not there at once.  Its octets can wait, but if it goes away so may the dial.
             try:
@@ -274,8 +281,8 @@ class Passage:
             relay.start(head)
         except OSError:
             self._end("reset", reset=True)
-        if self._backend is not None and sock.family in _INTERNET:
-            _tune(sock, route.keepalive)
+        if self._backend is not None and sock.family in INTERNET:
+            tune(sock, route.keepalive)
 
     def _head_for_backend(self) -> bytes:
         if self._destination is None or self._destination.proxy_protocol is ProxyVersion.NONE:
@@ -362,30 +369,6 @@ class Passage:
             self.route.idle_timeout / _LOOKS, lambda: self._look_for_idleness(looks, moved)
         )
         self._timers = (*self._timers[:-1], timer)
-
-
-def _tune(sock: socket.socket, keepalive: int) -> None:
-    """Set what the first octets to a backend need not wait for."""
-    try:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if keepalive:
-            set_keepalive(sock, keepalive)
-    except OSError:
-        pass  # not every policy lets us, on a connection that was passed
-
-
-def set_keepalive(sock: socket.socket, seconds: int) -> None:
-    """Let TCP ask a silent peer after so many seconds, and give it up after three times that.
-
-    0: let it ask no more.
-    """
-    if sock.family not in _INTERNET:
-        return
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, bool(seconds))
-    if seconds:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, seconds)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, seconds // 2))
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)
 
 
 def _has_octets(sock: socket.socket) -> bool:
