@@ -87,6 +87,43 @@ def test_forward_backend_that_starts_late_is_waited_for(
     assert receive(accepted, 5) == b"early"
 
 
+@pytest.mark.parametrize("here", [socket.AF_INET, socket.AF_UNIX])
+def test_forward_client_that_has_said_all_waits_on_for_its_answer(
+    forward: Forwarding, sockets: Sockets, here: int
+) -> None:
+    # A half-close is no end: nobody can tell it from a close until something is sent.
+    front, backend = sockets.listen(here), nobody(sockets)
+    forwarder = forward.to(front, target(backend), options=["--connect-retry", "20"])
+    client = sockets.connect(front)
+    client.sendall(b"question")
+    client.shutdown(socket.SHUT_WR)
+    forwarder.assert_sleeps(0.5)
+    backend.listen()
+    accepted = sockets.keep(backend.accept()[0])
+    assert receive_to_end(accepted) == b"question"
+    accepted.sendall(b"answer")
+    accepted.close()
+    assert receive_to_end(client) == b"answer"
+
+
+@pytest.mark.parametrize("here", [socket.AF_INET, socket.AF_UNIX])
+def test_forward_client_that_closes_while_it_waits_is_heard_and_then_gone(
+    forward: Forwarding, sockets: Sockets, here: int
+) -> None:
+    front, metrics, backend = sockets.listen(here), sockets.listen(), nobody(sockets)
+    text = f'[route.web]\nto = "{target(backend)}"\nconnect-retry = 20\n'
+    forwarder = forward.config(text, web=front, metrics=metrics)
+    client = sockets.connect(front)
+    client.sendall(b"last words")
+    client.close()
+    forwarder.assert_sleeps(0.5)
+    backend.listen()
+    accepted = sockets.keep(backend.accept()[0])
+    assert receive_to_end(accepted) == b"last words"
+    accepted.close()
+    pages.until(metrics, {("connections", "web"): 0})
+
+
 def test_forward_client_that_gives_up_waiting_ends_the_dial(
     forward: Forwarding, sockets: Sockets
 ) -> None:
