@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 
-from .errors import SetupError, say
+from .errors import SetupError, say, tell
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def main(arguments: "Sequence[str] | None" = None) -> int:
         elif mode == "netstack":
             from .netstack.command import main as run
         elif mode in ("-h", "--help", "help"):
-            sys.stdout.write(USAGE)
+            tell(USAGE)
             return 0
         else:
             raise SetupError(f"{mode!r} is not a mode: use {MODES}" if mode else

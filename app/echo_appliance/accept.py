@@ -52,10 +52,12 @@ class Acceptor:
         counters: "Counters",
         serve: "Callable[[socket.socket, str | None], None]",
         lost: "Callable[[], None]",
+        refused: "Callable[[socket.socket, str | None, str], None] | None" = None,
     ) -> None:
         """serve(connection, source) takes the connection over, or raises OSError.
 
-        lost() is called when nothing can be accepted here any more.
+        lost() is called when nothing can be accepted here any more; refused(connection,
+        source, reason) before one is closed that admission did not let in.
         """
         self._loop = loop
         self._socket = inherited.socket
@@ -66,7 +68,10 @@ class Acceptor:
         self._counters = counters
         self._serve = serve
         self._lost = lost
+        self._refused = refused
         self._watching = False
+        self._turn = -1  # of the loop: when it last was readable
+        self._accepts = 1
         self._closed = False
         self._retry: Timer | None = None
         self._exhausted = False  # and said so
@@ -118,7 +123,7 @@ class Acceptor:
             say(f"{self._where}: shut down by somebody who holds it too; not served any more")
             self._lost()
             return
-        for _ in range(ACCEPTS_PER_TURN):
+        for _ in range(self._how_many()):
             if self._closed:
                 return
             if self._admission.full:
@@ -128,6 +133,18 @@ class Acceptor:
                 return
             if not self._accept_one():
                 return
+
+    def _how_many(self) -> int:
+        """Return how often to accept now: once, and more the longer the queue stays.
+
+        To be told each time that there is no other one costs 2 us.  If there is, the next turn
+        reports it.
+        """
+        turn = self._loop.turn
+        stays = turn == self._turn + 1
+        self._turn = turn
+        self._accepts = min(2 * self._accepts, ACCEPTS_PER_TURN) if stays else 1
+        return self._accepts
 
     def _accept_one(self) -> bool:
         """Accept and serve a connection; False when there is none, or nothing to take it with."""
@@ -147,6 +164,8 @@ class Acceptor:
         source = source_of(self._family, address)
         if not self._admission.admit(source):
             self._counters.refuse("source-limit")
+            if self._refused is not None:
+                self._refused(connection, source, "source-limit")
             connection.close()
             return True
         try:

@@ -7,7 +7,7 @@ that would let this source hold up everybody, so it is refused instead.
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 
 class Admission:
@@ -25,6 +25,15 @@ class Admission:
         self._sources: dict[str, int] = {}
         self._waiting: list[Callable[[], None]] = []
         self.open = 0
+
+    def change(self, limit: int, per_source: int, sources: "Iterable[str | None]" = ()) -> None:
+        """Put other limits in force; `sources` are those of the connections that are open."""
+        self._limit = limit
+        self._per_source = per_source
+        self._sources = {}
+        for source in sources:
+            if per_source and source is not None:
+                self._sources[source] = self._sources.get(source, 0) + 1
 
     @property
     def full(self) -> bool:

@@ -1,5 +1,6 @@
-"""The exceptions of this package, and how one is told to a person."""
+"""The exceptions of this package, and how people are told: say() on stderr, tell() on stdout."""
 
+import os
 import sys
 
 
@@ -21,3 +22,21 @@ def say(message: str) -> None:
         sys.stderr.flush()
     except (OSError, AttributeError):  # AttributeError: started with descriptor 2 closed
         pass
+
+
+def tell(text: str) -> None:
+    """Write what was asked for to stdout; what its encoding lacks is written as an escape.
+
+    Raises SetupError when it cannot be written (a full disk), BrokenPipeError when nobody reads
+    it.  When we were started with stdout closed, nobody has asked for it.
+    """
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.buffer.write(text.encode(sys.stdout.encoding, "backslashreplace"))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the flush at exit would fail again
+        raise SetupError(f"standard output cannot be written: {error.strerror}") from error

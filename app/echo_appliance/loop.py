@@ -60,6 +60,7 @@ class Loop:
 
     def __init__(self) -> None:
         self.now = monotonic()  # seconds, read once per turn: what handlers measure time by
+        self.turn = 0  # how often the loop has waited
         self._epoll = select.epoll()
         self._handlers: dict[int, Callable[[int], None]] = {}
         self._timers: list[Timer] = []
@@ -125,7 +126,8 @@ class Loop:
             self._cancelled -= 1
         if not self._timers:
             return -1
-        return max(0.0, self._timers[0]._when - monotonic())
+        rest = self._timers[0]._when - monotonic()
+        return rest if rest > 0.0 else 0.0
 
     # -- signals -------------------------------------------------------------
 
@@ -163,13 +165,14 @@ class Loop:
         while not self._stopped:
             ready = poll(self._timeout(), EVENTS_PER_TURN)
             self.now = monotonic()
+            self.turn += 1
             for descriptor, events in ready:
                 try:
                     handler = handlers[descriptor]
                 except KeyError:
                     continue  # forgotten in this very turn by an earlier handler
                 handler(events)
-            if self._timers:
+            if self._timers and self._timers[0]._when <= self.now:
                 self._fire_timers()
 
     def abandon(self) -> None:

@@ -13,7 +13,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    # (metric, descriptor name, reason or "") -> value
+    # (metric, descriptor name or "", reason or "") -> value
     Snapshot = dict[tuple[str, str, str], int]
 
 SOCKET_NAME = "metrics"  # the descriptor of this name serves the page
@@ -35,6 +35,7 @@ _METRICS = {
     "received_datagrams_total": ("counter", "Datagrams received."),
     "sent_datagrams_total": ("counter", "Datagrams sent."),
     "dropped_datagrams_total": ("counter", "Datagrams not answered, by reason."),
+    "dropped_log_lines_total": ("counter", "Lines of the access log that nobody took (forward)."),
     "received_frames_total": ("counter", "Frames received (netstack)."),
     "sent_frames_total": ("counter", "Frames sent (netstack)."),
     "dropped_frames_total": (
@@ -152,6 +153,8 @@ def render(snapshot: "Snapshot") -> str:
 
 
 def _labels(name: str, reason: str) -> str:
+    if not name:
+        return ""  # it is about the process
     by_reason = f',reason="{_escape(reason)}"' if reason else ""
     return f'{{name="{_escape(name)}"{by_reason}}}'
 

@@ -7,6 +7,7 @@ would be 2 of the 17 ms that the first client waits for us, and 0.9 of our
 
 import sys
 
+from .errors import tell
 from .text import whole_number
 
 TYPE_CHECKING = False
@@ -140,7 +141,7 @@ class Parser:
                 title = argument.title
                 lines += ["", f"{title}:"]
             lines += [f"  {argument.name} {argument.metavar}".rstrip(), f"        {argument.help}"]
-        sys.stdout.write("\n".join(lines) + "\n")
+        tell("\n".join(lines) + "\n")
         sys.exit(0)
 
 

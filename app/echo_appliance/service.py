@@ -127,6 +127,7 @@ class Service:
         self._passed: list[Callable[[], None]] = []
         self.on_limit: Callable[[], None] = _nothing
         self.on_reload: Callable[[], None] = _nothing  # in a worker, when its supervisor says so
+        self.on_end: Callable[[], None] = _nothing  # when all is over
         self._connections: set[Connection] = set()
         self._state = State.STARTING
         self._exit_status = 0
@@ -209,6 +210,7 @@ class Service:
         else:
             self._start()
         self.loop.run()
+        self.on_end()
         return self._exit_status
 
     def drain(self, reason: str, limit: float | None = None) -> None:

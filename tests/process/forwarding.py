@@ -54,6 +54,7 @@ class Forwarding:
         self._launch = launch
         self._sockets = sockets
         self._directory = directory
+        self.stdout: int | None = None  # of those that config() starts; None: where stderr is
 
     def to(
         self, front: socket.socket, *targets: socket.socket | str, options: Sequence[str] = ()
@@ -76,7 +77,7 @@ class Forwarding:
         passed = {**fronts, **({"metrics": metrics} if metrics else {})}
         return self._launch.start(
             list(passed.values()), "--config", str(self.file), *options,
-            names=list(passed), command=(*COMMAND, "forward"),
+            names=list(passed), stdout=self.stdout, command=(*COMMAND, "forward"),
         )  # fmt: skip
 
     def refuse(self, text: str, *options: str, **fronts: socket.socket) -> str:

@@ -187,11 +187,13 @@ class Launcher:
         environment: dict[str, str | None] | None = None,
         most_files: int = 0,
         ready: bool = True,
+        stdout: int | None = None,
         command: Sequence[str] = (*COMMAND, "echo"),
     ) -> Server:
         """Start it with these descriptors, in this order, and wait until it is ready.
 
-        `environment` changes what is set for it; a value of None unsets.
+        `environment` changes what is set for it; a value of None unsets.  Its stdout is where its
+        stderr is, unless given.
         """
         notified = Notifications()
         handle, stderr_path = tempfile.mkstemp(prefix="stderr.", dir=self._directory)
@@ -202,7 +204,7 @@ class Launcher:
             process = subprocess.Popen(
                 [sys.executable, "-I", "-S", "-c", _STUB, *stub],
                 stdin=subprocess.DEVNULL,
-                stdout=stderr,
+                stdout=stderr if stdout is None else stdout,
                 stderr=stderr,
                 pass_fds=[fd for fd in fds if fd is not None],
                 start_new_session=True,

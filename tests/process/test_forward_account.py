@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import itertools
 import json
+import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -157,17 +160,22 @@ def mute(sockets: Sockets) -> Iterator[socket.socket]:
 
 
 @pytest.mark.parametrize("whose", ["route", "process"])
-def test_forward_source_limit_is_counted(forward: Forwarding, sockets: Sockets, whose: str) -> None:
+def test_forward_source_limit_is_counted_and_logged(
+    forward: Forwarding, sockets: Sockets, whose: str
+) -> None:
     front, metrics, backend = sockets.listen(), sockets.listen(), sockets.listen()
     key = "max-connections-per-source"
-    forward.config(
+    forwarder = forward.config(
         f'[route.web]\nto = "{target(backend)}"\n' + (f"{key} = 1\n" if whose == "route" else ""),
-        *((f"--{key}", "1") if whose == "process" else ()),
+        *((f"--{key}", "1") if whose == "process" else ()), "--access-log", "json",
         web=front, metrics=metrics,
     )  # fmt: skip
     Scene(sockets, front, backend).twice()
     page = pages.until(metrics, {(REFUSED, "web", "source-limit"): 1})
     assert (page["connections", "web"], page["connections_total", "web"]) == (1, 1)
+    fields = json.loads(eventually(lambda: forwarder.stderr, "a line"))
+    assert (fields["route"], fields["end"]) == ("web", "source-limit")
+    assert fields["client"].startswith("127.0.0.1:")
 
 
 @pytest.mark.parametrize(
@@ -233,6 +241,79 @@ def test_forward_access_log_names_the_server_that_was_asked_for(
     assert "route=other" not in line.split(), "a client's words must not look like fields of ours"
 
 
+def test_forward_access_log_shows_paths_that_are_no_text(
+    forward: Forwarding, sockets: Sockets
+) -> None:
+    place = os.fsencode(sockets.path())
+    front, backend = sockets.listen(socket.AF_UNIX), sockets.listen(socket.AF_UNIX, place + b"\xff")
+    to = f"unix:{os.fsdecode(place)}\udcff"
+    forwarder = forward.to(front, to, options=["--access-log", "json"])
+    name = place + b'\xfe"\\\n'
+    sockets.connect(front, source=name).close()
+    sockets.keep(backend.accept()[0]).close()
+    line = eventually(lambda: forwarder.stderr, "a line")
+    fields = json.loads(line)
+    assert "\\udc" not in line, "half a surrogate pair, which strict readers refuse"
+    assert fields["target"] == f"unix:{os.fsdecode(place)}\\xff"
+    assert fields["client"] == os.fsdecode(place) + r'\xfe"\\n'
+
+
+def test_forward_access_log_that_nobody_reads_holds_up_nobody(
+    forward: Forwarding, sockets: Sockets
+) -> None:
+    front, metrics, backend = sockets.listen(), sockets.listen(), sockets.listen()
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    forward.stdout = writer
+    with os.fdopen(reader, "rb") as log:
+        text = f'[route.web]\nto = "{target(backend)}"\n'
+        forwarder = forward.config(text, "--access-log", "json", web=front, metrics=metrics)
+        os.close(writer)
+        many, dropped = 1200, ("dropped_log_lines_total",)
+        for _ in range(many):
+            Scene(sockets, front, backend).end()
+        pages.until(metrics, {("connections", "web"): 0})
+        lost = int(pages.scrape(metrics)[dropped])
+        assert 0 < lost < 200
+        for _ in range(many - lost):
+            assert json.loads(log.readline())["end"] == "eof"
+        Scene(sockets, front, backend).reset_both()  # and goes on as soon as somebody reads
+        assert json.loads(log.readline())["end"] == "reset"
+        assert pages.scrape(metrics)[dropped] == lost
+        for _ in range(100):
+            Scene(sockets, front, backend).end()
+        began = time.monotonic()
+        assert forwarder.stop() == 0
+        assert time.monotonic() - began < 5, "nor is its end held up"
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_forward_access_log_is_complete_when_the_process_ends(
+    forward: Forwarding, sockets: Sockets, workers: str
+) -> None:
+    front, backend = sockets.listen(), sockets.listen()
+    options = ["--access-log", "text", "--drain", "0.2", "--workers", workers]
+    forwarder = forward.to(front, backend, options=options)
+    for _ in range(50):
+        Scene(sockets, front, backend).wait()
+    assert forwarder.stop() == 0
+    assert forwarder.stderr.count("end=drain-timeout\n") == 50
+
+
+def test_forward_access_log_that_is_closed_is_no_reason_to_end(
+    forward: Forwarding, sockets: Sockets
+) -> None:
+    front, metrics, backend = sockets.listen(), sockets.listen(), sockets.listen()
+    reader, forward.stdout = os.pipe()
+    text = f'[route.web]\nto = "{target(backend)}"\n'
+    forward.config(text, "--access-log", "text", web=front, metrics=metrics)
+    for end in (reader, forward.stdout):
+        os.close(end)
+    for _ in range(3):
+        Scene(sockets, front, backend).end()
+    pages.until(metrics, {("dropped_log_lines_total",): 3})
+
+
 # -- counters by route ---------------------------------------------------------------------
 
 
@@ -272,6 +353,24 @@ def test_forward_check_says_all_that_a_configuration_means(short_path: Path) -> 
 def check(file: Path) -> subprocess.CompletedProcess[str]:
     command = [*COMMAND, "forward", "--check", "--config", str(file)]
     return subprocess.run(command, capture_output=True, text=True, timeout=30)
+
+
+def test_forward_check_answers_by_its_status_alone_when_stdout_is_closed(short_path: Path) -> None:
+    file = short_path / "f.toml"
+    for text, status in ((_CONFIGURATION, 0), ("[route.web]\n", 1)):
+        file.write_text(text)
+        command = shlex.join([*COMMAND, "forward", "--check", "--config", str(file)])
+        done = subprocess.run(["sh", "-c", f"{command} >&-"], capture_output=True, text=True)
+        assert done.returncode == status
+        assert done.stderr.count("\n") == status
+
+
+def test_forward_check_shows_a_path_that_is_no_text() -> None:
+    command = [*COMMAND, "forward", "--check", "--to", os.fsdecode(b"unix:/run/\xff")]
+    strict = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}  # as in most people's locales
+    done = subprocess.run(command, capture_output=True, timeout=30, env=strict)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"to unix:/run/" in done.stdout
 
 
 _CONFIGURATION = """

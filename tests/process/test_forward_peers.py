@@ -313,6 +313,39 @@ def test_proxy_clients_are_judged_by_the_header(
         assert receive(sockets.keep(backend.accept()[0]), 5) == b"hello"
 
 
+ANONYMOUS = {
+    "UNKNOWN": b"PROXY UNKNOWN 9.9.9.9 2.2.2.2 1 2\r\n",
+    "LOCAL": serialize_v2(Header(Family.UNSPEC, local=True)),
+    "UNSPEC": bytes.fromhex("0d0a0d0a000d0a515549540a21000000"),
+}
+
+
+@pytest.mark.parametrize("header", list(ANONYMOUS))
+@pytest.mark.parametrize("family", ["inet", "inet6", "unix"])
+def test_proxy_header_without_a_client_leaves_the_proxy_to_be_judged(
+    forward: Forwarding, sockets: Sockets, family: str, header: str
+) -> None:
+    fronts = {name: sockets.listen(*FAMILIES[family]) for name in ("open", "allowed", "denied")}
+    metrics, backend = sockets.listen(), sockets.listen()
+    trusted = 'accept-proxy-from = ["127.0.0.1", "::1", "unix"]\n'
+    rules = {
+        "open": 'deny = ["9.9.9.9"]',
+        "allowed": 'allow = ["127.0.0.1", "::1", "unix"]\nmax-connections-per-source = 1',
+        "denied": 'allow = ["9.9.9.9"]',
+    }
+    to = f'to = "tcp:127.0.0.1:{port_of(backend)}"\n'
+    text = "".join(f"[route.{name}]\n{to}{trusted}{rule}\n" for name, rule in rules.items())
+    forward.config(text, metrics=metrics, **fronts)
+    for name in ("open", "allowed"):
+        sockets.connect(fronts[name]).sendall(ANONYMOUS[header] + b"hello")
+        assert receive(sockets.keep(backend.accept()[0]), 5) == b"hello"
+    sockets.connect(fronts["denied"]).sendall(ANONYMOUS[header])
+    pages.until(metrics, {("connections_ended_total", "denied", "denied"): 1})
+    if family != "unix":  # where there are sources, it is one
+        sockets.connect(fronts["allowed"]).sendall(ANONYMOUS[header])
+        pages.until(metrics, {("connections_ended_total", "allowed", "source-limit"): 1})
+
+
 @pytest.mark.parametrize(
     ("allow", "name", "logged"),
     [

@@ -99,19 +99,30 @@ def test_forward_half_close_passes_and_the_other_direction_goes_on(
     assert receive_to_end(early) == b"late answer"
 
 
+@pytest.mark.parametrize(("here", "there"), list(itertools.product(FAMILIES, repeat=2)))
 @pytest.mark.parametrize("first", ["client", "backend"])
 def test_forward_reset_is_passed_on_as_a_reset(
-    forward: Forwarding, sockets: Sockets, first: str
+    forward: Forwarding, sockets: Sockets, here: str, there: str, first: str
 ) -> None:
-    front, backend = sockets.listen(), sockets.listen()
+    fronts = {"client": here, "backend": there}
+    front, backend = sockets.listen(*FAMILIES[here]), sockets.listen(*FAMILIES[there])
     forward.to(front, backend)
     pair = forward.joined(front, backend)
+    round_trip_through(*pair)
     one, other = pair if first == "client" else pair[::-1]
-    one.sendall(b"x")
-    receive(other, 1)
-    reset(one)
-    with pytest.raises(ConnectionResetError):
-        other.recv(1)
+    family = fronts.pop(first)
+    if family.startswith("inet"):
+        reset(one)
+    else:  # what a unix socket has of the kind: a close with something unread
+        other.sendall(b"unread")
+        assert one.recv(1, socket.MSG_PEEK)
+        one.close()
+    [family] = fronts.values()
+    if family.startswith("inet"):
+        with pytest.raises(ConnectionResetError):
+            other.recv(1)
+    else:  # nobody can send one to a unix socket that has read all
+        assert other.recv(1) == b""
 
 
 @pytest.mark.parametrize("first", ["client", "backend"])
@@ -130,6 +141,28 @@ def test_forward_octets_before_a_reset_are_delivered(
     assert receive(other, 6) == b"answer"
     with pytest.raises(ConnectionResetError):
         other.recv(1)
+
+
+@pytest.mark.parametrize("families", [("inet", "inet"), ("inet", "unix"), ("unix", "inet")])
+@pytest.mark.parametrize("first", ["client", "backend"])
+def test_forward_answer_is_delivered_though_its_sender_takes_no_more(
+    forward: Forwarding, sockets: Sockets, families: tuple[str, str], first: str
+) -> None:
+    # "413 Content Too Large", and a close with the rest of the request unread.
+    front, backend = (sockets.listen(*FAMILIES[family]) for family in families)
+    forwarder = forward.to(front, backend)
+    pair = forward.joined(front, backend)
+    round_trip_through(*pair)
+    one, other = pair if first == "client" else pair[::-1]
+    other.sendall(b"first part")
+    receive(one, 5)  # the rest is left unread
+    with frozen(forwarder.pid):
+        other.sendall(b"second part")  # its event comes first, and what it wants to send fails
+        one.sendall(b"answer")
+        one.close()
+    assert receive(other, 6) == b"answer"
+    with contextlib.suppress(ConnectionResetError):
+        assert other.recv(1) == b""
 
 
 @pytest.mark.parametrize("first", ["client", "backend"])

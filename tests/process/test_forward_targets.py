@@ -87,6 +87,43 @@ def test_forward_backend_that_starts_late_is_waited_for(
     assert receive(accepted, 5) == b"early"
 
 
+@pytest.mark.parametrize("here", [socket.AF_INET, socket.AF_UNIX])
+def test_forward_client_that_has_said_all_waits_on_for_its_answer(
+    forward: Forwarding, sockets: Sockets, here: int
+) -> None:
+    # A half-close is no end: nobody can tell it from a close until something is sent.
+    front, backend = sockets.listen(here), nobody(sockets)
+    forwarder = forward.to(front, target(backend), options=["--connect-retry", "20"])
+    client = sockets.connect(front)
+    client.sendall(b"question")
+    client.shutdown(socket.SHUT_WR)
+    forwarder.assert_sleeps(0.5)
+    backend.listen()
+    accepted = sockets.keep(backend.accept()[0])
+    assert receive_to_end(accepted) == b"question"
+    accepted.sendall(b"answer")
+    accepted.close()
+    assert receive_to_end(client) == b"answer"
+
+
+@pytest.mark.parametrize("here", [socket.AF_INET, socket.AF_UNIX])
+def test_forward_client_that_closes_while_it_waits_is_heard_and_then_gone(
+    forward: Forwarding, sockets: Sockets, here: int
+) -> None:
+    front, metrics, backend = sockets.listen(here), sockets.listen(), nobody(sockets)
+    text = f'[route.web]\nto = "{target(backend)}"\nconnect-retry = 20\n'
+    forwarder = forward.config(text, web=front, metrics=metrics)
+    client = sockets.connect(front)
+    client.sendall(b"last words")
+    client.close()
+    forwarder.assert_sleeps(0.5)
+    backend.listen()
+    accepted = sockets.keep(backend.accept()[0])
+    assert receive_to_end(accepted) == b"last words"
+    accepted.close()
+    pages.until(metrics, {("connections", "web"): 0})
+
+
 def test_forward_client_that_gives_up_waiting_ends_the_dial(
     forward: Forwarding, sockets: Sockets
 ) -> None:
@@ -519,6 +556,48 @@ def test_forward_reload_that_lifts_a_limit_lets_those_in_who_wait(
     forward.write(route)
     reload(forwarder, "is in force")
     assert receive(sockets.keep(backend.accept()[0]), 1) == b"?"
+
+
+def test_forward_reload_counts_the_open_connections_on(
+    forward: Forwarding, sockets: Sockets
+) -> None:
+    front, backend = sockets.listen(), sockets.listen()
+    route = f'[route.web]\nto = "{target(backend)}"\n'
+    forwarder = forward.config(f"{route}max-connections = 2\n", web=front)
+    first, _ = asks(front, sockets, backend), asks(front, sockets, backend)
+    forward.write(f"{route}max-connections = 2\nidle-timeout = 60\n")
+    reload(forwarder, "is in force")
+    waiting = sockets.connect(front)
+    waiting.sendall(b"?")
+    assert not select.select([backend], [], [], 0.3)[0], "three where two may be"
+    forward.write(f"{route}max-connections = 9\nmax-connections-per-source = 3\n")
+    reload(forwarder, "is in force", 2)
+    assert receive(sockets.keep(backend.accept()[0]), 1) == b"?"
+    refused = sockets.connect(front)
+    with contextlib.suppress(ConnectionResetError):
+        assert refused.recv(1) == b"", "a fourth of this source"
+    for sock in (first, waiting):
+        reset(sock)
+
+    def is_served() -> bool:
+        with contextlib.suppress(OSError):
+            sockets.connect(front).sendall(b"?")
+        return bool(select.select([backend], [], [], 0.1)[0])
+
+    eventually(is_served, "those that ended to be counted out")
+
+
+def test_forward_reload_counts_the_open_sessions_on(forward: Forwarding, sockets: Sockets) -> None:
+    front, backend = sockets.bind(), sockets.bind()
+    route = f'[route.dns]\nto = "{target(backend)}"\n'
+    forwarder = forward.config(f"{route}max-connections-per-source = 5\n", dns=front)
+    sockets.connect(front).send(b"one")
+    assert backend.recv(10) == b"one"
+    forward.write(f"{route}max-connections-per-source = 1\n")
+    reload(forwarder, "is in force")
+    sockets.connect(front).send(b"two")
+    sockets.connect(front, source=("127.0.0.5", 0)).send(b"three")
+    assert backend.recv(10) == b"three"
 
 
 def test_forward_reload_before_it_serves_changes_the_routes_only(

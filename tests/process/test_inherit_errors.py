@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import socket
 import subprocess
 from pathlib import Path
@@ -275,6 +276,19 @@ def test_options_help_is_printed(arguments: list[str]) -> None:
     assert done.returncode == 0
     assert "usage: echo-appliance" in done.stdout
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["forward", "--help"]])
+def test_options_help_that_cannot_be_written_is_told(arguments: list[str]) -> None:
+    command = shlex.join([*COMMAND, *arguments])
+    done = subprocess.run(["sh", "-c", f"{command} >/dev/full"], capture_output=True, text=True)
+    assert done.returncode != 0
+    assert (
+        done.stderr
+        == "echo-appliance: standard output cannot be written: No space left on device\n"
+    )
+    done = subprocess.run(["sh", "-c", f"{command} >&-"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_inherit_bad_setup_leaves_no_socket_broken(launch: Launcher, sockets: Sockets) -> None:

@@ -28,6 +28,7 @@ class FakeLoop:
 
     def __init__(self) -> None:
         self.now = 1000.0
+        self.turn = 0
         self.watched: dict[int, int] = {}
         self.handlers: dict[int, Callable[[int], None]] = {}
         self.timers: list[FakeTimer] = []
@@ -45,6 +46,7 @@ class FakeLoop:
 
     def forget(self, descriptor: int) -> None:
         del self.watched[descriptor]
+        del self.handlers[descriptor]
 
     def discard(self, descriptor: int) -> None:
         self.watched.pop(descriptor, None)

@@ -1,6 +1,7 @@
 """An Acceptor's pauses, on a real listening socket and a loop that can be made to refuse it."""
 
 import errno
+import select
 import socket
 from collections.abc import Iterator
 from typing import cast
@@ -41,3 +42,24 @@ def test_acceptor_that_epoll_refuses_to_take_back_tries_again_later(
     assert counters.refused == {"resources": 1}, "told once, however often it was tried"
     loop.advance(1.0)
     assert listening.socket.fileno() in loop.watched
+
+
+def test_acceptor_accepts_the_more_at_a_time_the_longer_the_queue_stays(
+    listening: Inherited,
+) -> None:
+    loop, taken = FakeLoop(), list[socket.socket]()
+    acceptor = Acceptor(
+        cast(Loop, loop), listening, Admission(0, 0), Counters(),
+        lambda connection, _: taken.append(connection), lambda: None,
+    )  # fmt: skip
+    acceptor.start()
+    listening.socket.listen(100)
+    clients = [socket.create_connection(listening.socket.getsockname()) for _ in range(40)]
+    counts = []
+    for turn in (1, 2, 3, 4, 5, 9, 10):  # others have their turn in between, and it begins again
+        loop.turn, before = turn, len(taken)
+        loop.handlers[listening.socket.fileno()](select.EPOLLIN)
+        counts.append(len(taken) - before)
+    assert counts == [1, 2, 4, 8, 16, 1, 2]
+    for sock in (*clients, *taken):
+        sock.close()

@@ -1,13 +1,14 @@
 """A relay between two sockets whose every answer is scripted."""
 
 import errno
+import gc
 import socket
 from select import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT
 from typing import cast
 
 import pytest
 
-from echo_appliance.forward.relay import Relay
+from echo_appliance.forward.relay import Relay, Side
 from echo_appliance.loop import Loop
 from tests.unit.fakes import FakeLoop, ScriptedSocket
 
@@ -269,6 +270,57 @@ def test_relay_error_when_sending_the_rest_ends_it(name: str) -> None:
     assert not world.loop.watched
 
 
+@pytest.mark.parametrize("stalled", [False, True])
+@pytest.mark.parametrize(
+    ("number", "last", "reset"),
+    [
+        (errno.EPIPE, b"", False),  # it has ended as it should, and the octets came too late
+        (errno.EPIPE, RESET, True),
+        (errno.ECONNRESET, b"", True),  # to tell the error once is all that the kernel does
+    ],
+)
+@pytest.mark.parametrize("name", SIDES)
+def test_relay_last_words_of_a_side_that_takes_no_more_are_delivered(
+    name: str, number: int, last: bytes | OSError, reset: bool, stalled: bool
+) -> None:
+    world = World().started()
+    here, there = world.sockets[name], world.sockets[other(name)]
+    if stalled:
+        world.stall(name, b"question")
+    there.incoming += [b"answer", b"!", last]
+    there.room.append(OSError(number, ""))
+    here.room += [ALL, ALL]
+    if stalled:
+        world.event(other(name), EPOLLOUT | EPOLLIN)
+    else:
+        world.hear(name, b"question")
+    assert here.sent == b"answer!"
+    assert world.ended == [("reset", reset)]
+    assert not world.loop.watched
+
+
+@pytest.mark.parametrize("room", [[], [3]])
+def test_relay_last_words_are_not_waited_for(room: list[int]) -> None:
+    world = World().started()
+    world.sockets["backend"].incoming += [b"answer", b"!"]
+    world.sockets["backend"].room.append(OSError(errno.EPIPE, ""))
+    world.sockets["client"].room += room
+    world.hear("client", b"question")
+    assert world.sockets["client"].sent == b"answer"[: sum(room)]
+    assert world.ended == [("reset", True)]
+
+
+def test_relay_start_with_a_head_that_nobody_takes_delivers_the_last_words() -> None:
+    world = World()
+    world.sockets["backend"].incoming += [b"go away", b""]
+    world.sockets["backend"].room.append(OSError(errno.EPIPE, ""))
+    world.sockets["client"].room.append(ALL)
+    world.relay.start(b"head")
+    assert world.sockets["client"].sent == b"go away"
+    assert world.ended == [("reset", False)]
+    assert not world.loop.watched
+
+
 @pytest.mark.parametrize("name", SIDES)
 def test_relay_octets_before_a_reset_are_delivered(name: str) -> None:
     world = World().started()
@@ -306,6 +358,22 @@ def test_relay_side_that_hung_up_is_left_alone_until_it_can_be_read(name: str) -
     assert world.watched == {"client": EPOLLIN, "backend": EPOLLIN}
     world.hear(name, b"", events=EPOLLIN | EPOLLHUP)
     assert world.sockets[other(name)].shut == 1
+
+
+def test_relay_that_is_over_leaves_nothing_to_the_garbage_collector() -> None:
+    world = World().started()
+    world.sockets["backend"].room.append(ALL)
+    world.hear("client", b"octets", b"")
+    world.hear("backend", b"")
+    assert world.ended == [("eof", False)]
+    sides = {id(world.relay.client), id(world.relay.backend)}
+    gc.disable()
+    try:
+        del world
+        left = [one for one in gc.get_objects() if isinstance(one, Side)]
+    finally:
+        gc.enable()
+    assert not sides & set(map(id, left))
 
 
 @pytest.mark.parametrize("name", SIDES)

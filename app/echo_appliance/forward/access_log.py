@@ -1,8 +1,10 @@
 """A line per connection, on standard output, as text or as JSON."""
 
+import os
 import sys
 
 from .client import name_in
+from .lines import Lines
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,6 +19,7 @@ class AccessLog:
     """Writes what is known about a connection when it is over."""
 
     def __init__(self, form: str) -> None:
+        self._lines = Lines(sys.stdout.fileno() if sys.stdout is not None else -1)
         if form == "json":
             import json
 
@@ -55,22 +58,27 @@ class AccessLog:
         end: str,
         more: "Mapping[str, str] | None" = None,
     ) -> None:
-        """Write a line.  A log that nobody takes any more is no reason to stop serving."""
+        """Write a line, or count one that nobody takes: that is no reason to stop serving."""
         fields: Fields = {
             "route": route,
             "client": client,
-            "target": target,
+            "target": os.fsencode(target).decode(errors="backslashreplace"),
             "received": octets[0],
             "sent": octets[1],
             "seconds": round(seconds, 3),
             "end": end,
             **(more or {}),
         }
-        try:
-            sys.stdout.write(self._format(fields) + "\n")
-            sys.stdout.flush()
-        except (OSError, AttributeError):
-            pass
+        self._lines.put(self._format(fields).encode() + b"\n")
+
+    @property
+    def dropped(self) -> int:
+        """How many lines nobody took."""
+        return self._lines.dropped
+
+    def close(self) -> None:
+        """Write what is left; wait for that, but not for long."""
+        self._lines.close()
 
 
 def _as_text(fields: "Fields") -> str:

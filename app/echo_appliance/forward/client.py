@@ -3,6 +3,7 @@
 import os
 import socket
 
+from ..accept import source_of
 from ..inherit import format_address
 
 TYPE_CHECKING = False
@@ -27,6 +28,14 @@ def header_of(client: socket.socket) -> "Header":
     hosts = [_host(address[0]) for address in (source, destination)]
     family = Family.INET6 if ":" in hosts[0] else Family.INET
     return Header(family, (hosts[0], source[1]), (hosts[1], destination[1]))
+
+
+def source_of_peer(client: socket.socket) -> str | None:
+    """Return what rules and limits know a connection's other end by, as accept() told it."""
+    try:
+        return source_of(client.family, client.getpeername())
+    except OSError:
+        return None  # it was reset; the relay will find out
 
 
 def name_of(client: socket.socket, source: str | None) -> str:

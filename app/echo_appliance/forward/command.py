@@ -1,8 +1,6 @@
 """`echo-appliance forward`: what the command line says, and what it leads to."""
 
-import sys
-
-from ..errors import ParseError, SetupError
+from ..errors import ParseError, SetupError, tell
 from ..inherit import take
 from ..options import (
     ArgumentError,
@@ -47,7 +45,7 @@ def main(arguments: "Sequence[str]") -> int:
     except ParseError as error:
         raise SetupError(str(error)) from error
     if options.check:
-        sys.stdout.write(config.describe(routes))
+        tell(config.describe(routes))
         return 0
     paths: list[PassedPath] = []
     sockets = take(paths)

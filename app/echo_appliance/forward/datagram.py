@@ -166,9 +166,9 @@ class Datagrams:
 class Session:
     """One client's datagrams.  Owns the socket to the backend."""
 
-    __slots__ = ("_asked", "_backend", "_datagrams", "_dial", "_octets", "_over", "_path", "_route",
-                 "_source", "_started_at", "_timer", "_touched_at", "_waiting",
-                 "answer", "key")  # fmt: skip
+    __slots__ = ("_asked", "_backend", "_datagrams", "_dial", "_octets", "_over", "_path",
+                 "_started_at", "_timer", "_touched_at", "_waiting",
+                 "answer", "key", "route", "source")  # fmt: skip
 
     def __init__(
         self,
@@ -179,10 +179,10 @@ class Session:
         answer: "Ancillary",
     ) -> None:
         self._datagrams = datagrams
-        self._route = route
+        self.route = route
         self.key = key
         self.answer = answer  # the control messages that an answer is sent with
-        self._source = source
+        self.source = source
         self._backend: socket.socket | None = None
         self._dial: Dial | None = None
         self._waiting: list[bytes] = []
@@ -197,12 +197,12 @@ class Session:
 
     @property
     def _idle_timeout(self) -> float:
-        timeout = self._route.idle_timeout or SESSION_SECONDS
+        timeout = self.route.idle_timeout or SESSION_SECONDS
         return min(timeout, LAST_SECONDS) if self._datagrams.closed else timeout
 
     def start(self) -> None:
         """Look for a backend."""
-        entrance, destination = self._datagrams.entrance, self._route.destination
+        entrance, destination = self._datagrams.entrance, self.route.destination
         house = entrance.house
         entrance.counters.accepted += 1
         entrance.counters.open += 1
@@ -239,7 +239,7 @@ class Session:
 
     def _take_address(self, sock: socket.socket) -> bool:
         """Give a unix socket an address that its backend can answer to; False when that failed."""
-        folder = self._route.answers_in
+        folder = self.route.answers_in
         # Random, for in containers all processes have one number.  Abstract without a folder.
         path = f"{folder}/{os.urandom(8).hex()}" if folder else ""
         try:
@@ -252,7 +252,7 @@ class Session:
         except OSError as error:
             if not self._datagrams.folder_refused:  # once, or strangers could fill the journal
                 where = folder or "abstract"
-                say(f"route.{self._route.name}: no socket in {where}: {error.strerror}")
+                say(f"route.{self.route.name}: no socket in {where}: {error.strerror}")
             self._datagrams.folder_refused = True
             return False
         self._datagrams.folder_refused = False
@@ -314,7 +314,7 @@ class Session:
                 self._end("backend-refused")  # what comes next is for a new session, elsewhere
 
     def _has_alternative(self, asked: Backend) -> bool:
-        destination, target = self._route.destination, asked.target
+        destination, target = self.route.destination, asked.target
         if destination is not None and len(destination.backends) > 1:
             return True
         resolver = self._datagrams.entrance.house.resolver
@@ -352,7 +352,7 @@ class Session:
         if reason != "eof":
             entrance.counters.end(reason)
         entrance.counters.open -= 1
-        release(house.admission, self._route, self._source)
+        release(house.admission, self.route, self.source)
         self._datagrams.forget(self)
         house.service.closed(self)
 
@@ -364,7 +364,7 @@ class Session:
 
     def _log(self, log: "AccessLog", reason: str) -> None:
         log.write(
-            self._route.name,
+            self.route.name,
             format_address(self.key[0]) or "unix",
             self._asked.target.text if self._asked is not None else "",
             (self._octets[0], self._octets[1]),

@@ -5,6 +5,8 @@ Knows no I/O; the time is an argument.
 
 from enum import Enum
 
+from .target import address_of, needs_resolving
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..target import Target
@@ -31,10 +33,11 @@ class ProxyVersion(Enum):
 class Backend:
     """One target, and whether it answered last time."""
 
-    __slots__ = ("good_address", "refused_address", "skipped_until", "target")
+    __slots__ = ("address", "good_address", "refused_address", "skipped_until", "target")
 
     def __init__(self, target: "Target") -> None:
         self.target = target
+        self.address = None if needs_resolving(target) else address_of(target)
         self.skipped_until = 0.0
         self.good_address: object = None  # of a name's several addresses, the one that answered
         self.refused_address: object = None  # and the one where nobody took our datagrams
@@ -77,6 +80,11 @@ class Destination:
         self.connect_retry = connect_retry  # seconds during which all are asked again and again
         self.proxy_protocol = proxy_protocol
         self._turn = 0
+
+    @property
+    def sole(self) -> Backend | None:
+        """The backend, if there is but one."""
+        return self.backends[0] if len(self.backends) == 1 else None
 
     def order(self, now: float) -> list[Backend]:
         """Return all backends in the order to ask them; those that failed lately come last."""

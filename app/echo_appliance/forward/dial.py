@@ -13,7 +13,7 @@ import socket
 
 from ..plain import PlainSocket
 from .destination import Backend, Destination
-from .target import address_of, is_passed
+from .target import is_passed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from ..loop import Loop, Timer
     from .resolve import Address, Resolver
     from .target import Standby
+
+    Begun = tuple[socket.socket | None, int]
 
     class Caller(Protocol):
         """Who wants the connection, and owns it from connected() on."""
@@ -44,6 +46,25 @@ _REASONS = {
     errno.ENOENT: "connect-refused",  # a unix socket that is not there (yet)
     errno.ETIMEDOUT: "connect-timeout",
 }
+
+
+def begin(address: "Address", kind: int) -> "Begun":
+    """Begin to connect; return the socket, if there is one, and 0 or where it stands (errno)."""
+    try:
+        sock = PlainSocket(address[0], kind | _FLAGS)
+    except OSError as error:
+        return None, error.errno or 0
+    try:
+        number = sock.connect_ex(address[1])
+        if number == errno.EINPROGRESS:
+            # Over the loopback it has succeeded, or failed, by now; asking again is cheaper
+            # than a turn of the loop.
+            number = sock.connect_ex(address[1])
+            if number == errno.EISCONN:  # the answer of vsock to one that is connected
+                number = 0
+    except OSError as error:  # an address that does not fit its family
+        number = error.errno or errno.EINVAL
+    return sock, number
 
 
 class Dial:
@@ -78,9 +99,18 @@ class Dial:
         self._retry_until = loop.now + destination.connect_retry
         self._reason = "no-backend"
 
-    def start(self) -> None:
-        """Ask the first backend.  The caller may be called before this returns."""
+    def start(self, begun: "Begun | None" = None) -> None:
+        """Ask the first backend, or go on with what has been begun at the only one there is.
+
+        The caller may be called before this returns.
+        """
         self._backends = list(self._destination.order(self._loop.now))
+        sole = self._destination.sole
+        if begun is not None and sole is not None and sole.address is not None:
+            self._backend = self._backends.pop(0)
+            if self._judge(sole.address, *begun):
+                return
+            sole.failed(self._loop.now)
         self._ask_next()
 
     def cancel(self) -> None:
@@ -102,9 +132,9 @@ class Dial:
     def _ask(self, backend: Backend) -> bool:
         """Begin with a backend; False when it has failed already."""
         target = backend.target
-        if target.family != socket.AF_UNSPEC:
-            self._addresses = [address_of(target)]
-            return self._race()
+        if backend.address is not None:
+            self._addresses = []
+            return self._try(backend.address)
         if is_passed(target):
             return self._ask_passed(target.path)
         addresses = self._resolver.known(target.host, target.port, self._kind)
@@ -147,14 +177,17 @@ class Dial:
         self._ask_next()
 
     def _leave_backend(self) -> None:
-        for timer in (self._limit, self._timer):
-            if timer is not None:
-                timer.cancel()
-        self._limit = self._timer = None
-        for descriptor, (sock, _) in self._attempts.items():
-            self._loop.forget(descriptor)
-            sock.close()
-        self._attempts.clear()
+        if self._limit is not None:
+            self._limit.cancel()
+            self._limit = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._attempts:
+            for descriptor, (sock, _) in self._attempts.items():
+                self._loop.forget(descriptor)
+                sock.close()
+            self._attempts.clear()
 
     def _all_failed(self) -> None:
         caller = self._caller
@@ -200,20 +233,14 @@ class Dial:
 
     def _try(self, address: "Address") -> bool:
         """Begin to connect; False when that has failed already."""
-        try:
-            sock = PlainSocket(address[0], self._kind | _FLAGS)
-        except OSError as error:
-            self._note(error.errno or 0)
+        return self._judge(address, *begin(address, self._kind))
+
+    def _judge(self, address: "Address", sock: socket.socket | None, number: int) -> bool:
+        """Take what begin() has returned; False when that is a failure."""
+        if sock is None:
+            self._note(number)
             return False
-        try:
-            number = sock.connect_ex(address[1])
-            if number == errno.EINPROGRESS:
-                # Over the loopback it has succeeded, or failed, by now; asking again is cheaper
-                # than a turn of the loop.
-                number = sock.connect_ex(address[1])
-        except OSError as error:  # an address that does not fit its family
-            number = error.errno or errno.EINVAL
-        if number in (0, errno.EISCONN):  # the second answer of vsock to one that is connected
+        if not number:
             self._succeed(sock, address)
             return True
         if number in _PENDING:

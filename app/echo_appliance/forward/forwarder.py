@@ -2,7 +2,7 @@
 
 import signal
 
-from ..accept import Acceptor, source_of
+from ..accept import Acceptor
 from ..admission import Admission
 from ..errors import ParseError, SetupError, say
 from ..inherit import Inherited, check_metrics, describe_all
@@ -13,10 +13,11 @@ from ..metrics import Registry, render
 from ..notify import ServiceManager
 from ..service import Lifetimes, Service
 from .fit import check_fit, check_shared, passed_names
-from .passage import Entrance, House, Passage, set_keepalive
+from .passage import Entrance, House, Passage
 from .resolve import Resolver
 from .route import EVERY_NAME, Route, admit
 from .target import Standby
+from .tune import set_keepalive
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from ..workers import Link
     from .access_log import AccessLog
     from .command import Options
+    from .datagram import Session
 
     Routes = dict[str, Route]
 
@@ -40,6 +42,7 @@ class Counts:
     def __init__(self) -> None:
         self.registry = Registry()
         self.service: Service | None = None
+        self.access_log: AccessLog | None = None
 
     def snapshot(self) -> "Snapshot":
         """Return the values of this moment."""
@@ -47,7 +50,10 @@ class Counts:
             for connection in self.service.connections:
                 if isinstance(connection, Passage):
                     connection.settle()
-        return self.registry.snapshot()
+        snapshot = self.registry.snapshot()
+        if self.access_log is not None:
+            snapshot[("dropped_log_lines_total", "", "")] = self.access_log.dropped
+        return snapshot
 
     def page(self) -> str:
         """Return the metrics page."""
@@ -75,6 +81,7 @@ class Forwarder:
         self._served = [one for one in sockets if one.name not in (METRICS, *passed)]
         self._paths = paths
         self._limit = connection_limit(options.max_connections, DESCRIPTORS_EACH)
+        self._service: Service | None = None  # of this process, once it is built
         self._number = 0  # which worker this is, from 0
         self._entrances: list[tuple[Inherited, Entrance]] = []
         self._restart: list[Callable[[], None]] = []
@@ -121,8 +128,12 @@ class Forwarder:
         service = Service(loop, manager, counts, lifetimes, serves, options.debug)
         counts.service = service
         admission = Admission(limit, options.max_connections_per_source, manager.full)
-        house = House(service, admission, Resolver(loop), self._keep_standby(), self._access_log())
+        counts.access_log = log = self._access_log()
+        if log is not None:
+            service.on_end = log.close
+        house = House(service, admission, Resolver(loop), self._keep_standby(), log)
         self._take_shares(self._routes)
+        self._service = service
         datagrams = [one for one in self._served if one.is_dgram]
         for inherited in self._served:
             # A client's datagrams must all come to the process that has its session.
@@ -147,7 +158,7 @@ class Forwarder:
                 _set_keepalive(inherited, route)
             acceptor = Acceptor(
                 service.loop, inherited, entrance.gate, entrance.counters, entrance.serve,
-                service.source_lost,
+                service.source_lost, entrance.refused,
             )  # fmt: skip
             service.add_source(acceptor)
             # Not before we serve: a reload during --start-sleep must not end that.
@@ -155,7 +166,10 @@ class Forwarder:
         else:
             # What systemd accepted for us (Accept=yes) is served whatever the limits are.
             admit(house.admission, route, None)
-            service.at_start(lambda: entrance.take(inherited.socket, _peer(inherited), None))
+            from .client import source_of_peer
+
+            peer = source_of_peer(inherited.socket)
+            service.at_start(lambda: entrance.take(inherited.socket, peer, None))
 
     def _keep_standby(self) -> Standby:
         standby = Standby()
@@ -203,8 +217,8 @@ class Forwarder:
         self._put_in_force(routes)
 
     def _put_in_force(self, routes: "Routes") -> None:
-        self._routes = routes
         self._take_shares(routes)
+        self._routes = routes
         for inherited, entrance in self._entrances:
             route = _route_of(routes, inherited.name)
             changed = route.keepalive != entrance.gate.route.keepalive
@@ -215,16 +229,28 @@ class Forwarder:
             restart()  # one that waited for room may have it now
 
     def _take_shares(self, routes: "Routes") -> None:
-        """Let each worker have its part of what a route may have open."""
-        for route in routes.values():
-            limit = share(route.max_connections, self._number, self._options.workers)
-            route.admission = Admission(limit, route.max_connections_per_source)
+        """Let each worker have its part of what a route may have open; what is open counts on."""
+        open_now = _open_in(self._service) if self._service is not None else []
+        for name, route in routes.items():
+            if name in self._routes:
+                route.admission = self._routes[name].admission
+            route.admission.change(
+                share(route.max_connections, self._number, self._options.workers),
+                route.max_connections_per_source,
+                [one.source for one in open_now if one.route.admission is route.admission],
+            )
 
     def _check(self, routes: "Routes") -> None:
         """Raise SetupError unless routes and sockets fit each other."""
         check_fit(routes, self._served, self._standby, self._paths)
         if self._options.workers > 1:
             check_shared(routes, self._served, self._standby, self._limit, self._options.workers)
+
+
+def _open_in(service: Service) -> "list[Passage | Session]":
+    from .datagram import Session  # many never need it, and none at the start
+
+    return [one for one in service.connections if isinstance(one, (Passage, Session))]
 
 
 def _set_keepalive(inherited: Inherited, route: Route) -> None:
@@ -234,14 +260,6 @@ def _set_keepalive(inherited: Inherited, route: Route) -> None:
     except OSError as error:
         # SELinux may refuse it on a socket of init's; closed, it is when we drain.
         say(f"{inherited.name}: keepalive refused ({error.strerror}); KeepAlive= in the unit does")
-
-
-def _peer(inherited: Inherited) -> str | None:
-    """Return the source of a connection that was passed as such, for the route's rules."""
-    try:
-        return source_of(inherited.family, inherited.socket.getpeername())
-    except OSError:
-        return None  # it was reset; the relay will find out
 
 
 def _route_of(routes: "Routes", name: str) -> Route:

@@ -10,9 +10,10 @@ from time import monotonic
 
 from ..endings import reset_on_close
 from .destination import Backend, Destination, ProxyVersion
-from .dial import Dial
+from .dial import Dial, begin
 from .relay import Relay
 from .route import Gate, Route, admit, release
+from .tune import INTERNET, tune
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from .resolve import Resolver
     from .sni import ClientHello
     from .target import Standby
-
-_INTERNET = (socket.AF_INET, socket.AF_INET6)
 
 # An idle connection is found by looking this often in the time it may be idle.
 _LOOKS = 4
@@ -83,30 +82,35 @@ class Entrance:
             Passage(self, route, sock, counted_as).start()
             return
         self.counters.refuse(reason)
-        if self.house.access_log is not None:
-            from .client import name_of
-
-            self.house.access_log.passage(route.name, name_of(sock, source), None, end=reason)
+        self.refused(sock, source, reason)
         reset_on_close(sock)
         sock.close()
         release(self.house.admission, route, counted_as)
+
+    def refused(self, sock: socket.socket, source: str | None, reason: str) -> None:
+        """Log a connection that is not taken."""
+        log = self.house.access_log
+        if log is not None:
+            from .client import name_of
+
+            log.passage(self.gate.route.name, name_of(sock, source), None, end=reason)
 
 
 class Passage:
     """Owns the client's socket, and the backend's as soon as there is one."""
 
     __slots__ = ("_backend", "_client", "_destination", "_entrance", "_header", "_hello",
-                 "_name", "_octets", "_relay", "_route", "_settled", "_source", "_stage",
-                 "_started_at", "_target", "_timers", "_waiting")  # fmt: skip
+                 "_name", "_octets", "_relay", "_settled", "_stage",
+                 "_started_at", "_target", "_timers", "_waiting", "route", "source")  # fmt: skip
 
     def __init__(
         self, entrance: Entrance, route: Route, client: socket.socket, source: str | None
     ) -> None:
         """`source` is what the gate counted it by."""
         self._entrance = entrance
-        self._route = route
+        self.route = route
         self._client: socket.socket | None = client
-        self._source = source
+        self.source = source
         self._stage: Head | Dial | None = None
         self._waiting = False  # watching the client while its backend is dialled
         self._name = ""  # for the access log, if there is one
@@ -123,7 +127,7 @@ class Passage:
 
     def start(self) -> None:
         """Begin with the first stage that the route has."""
-        entrance, route = self._entrance, self._route
+        entrance, route = self._entrance, self.route
         house = entrance.house
         entrance.counters.accepted += 1
         entrance.counters.open += 1
@@ -132,7 +136,7 @@ class Passage:
         if house.access_log is not None and self._client is not None:
             from .client import name_of
 
-            self._name = name_of(self._client, self._source)  # soon it may be gone
+            self._name = name_of(self._client, self.source)  # soon it may be gone
         if route.lifetime:
             self._after(route.lifetime, lambda: self.abort("lifetime"))
         try:
@@ -168,18 +172,20 @@ class Passage:
     def proxied(self, header: "Header") -> None:
         """A trusted proxy has told whose connection it is: now the route's rules can apply."""
         self._header = header
-        if header.anonymous:
-            return
         client = header.host
-        route, total = self._route, self._entrance.house.admission
+        if header.anonymous and self._client is not None:
+            from .client import source_of_peer
+
+            client = source_of_peer(self._client)  # the proxy's own: what it is connected by counts
+        route, total = self.route, self._entrance.house.admission
         if not route.permits(client):
             self._end("denied", reset=True)
             return
         if not admit(total, route, client):
             self._end("source-limit", reset=True)
             return
-        release(total, route, self._source)  # the proxy's place is now the client's
-        self._source = client
+        release(total, route, self.source)  # the proxy's place is now the client's
+        self.source = client
 
     def head_failed(self, reason: str, answer: bytes) -> None:
         """The client did not say where it wants to go."""
@@ -192,9 +198,9 @@ class Passage:
         self._stage = None
         self._octets = octets
         self._hello = hello
-        destination: Destination | str | None = self._route.destination
-        if self._route.tls is not None and hello is not None:
-            destination = self._route.tls.find(hello.server_name, hello.protocols)
+        destination: Destination | str | None = self.route.destination
+        if self.route.tls is not None and hello is not None:
+            destination = self.route.tls.find(hello.server_name, hello.protocols)
         if isinstance(destination, Destination):
             self._dial(destination)
         else:
@@ -218,9 +224,17 @@ class Passage:
     def _dial(self, destination: Destination) -> None:
         house = self._entrance.house
         self._destination = destination
+        backend, begun = destination.sole, None
+        if backend is not None and backend.address is not None:
+            # Mostly it answers at once: then there is nothing to look after.
+            sock, number = begun = begin(backend.address, socket.SOCK_STREAM)
+            if sock is not None and not number:
+                backend.answered(backend.address)
+                self.connected(sock, backend)
+                return
         dial = Dial(house.loop, house.resolver, house.standby, destination, self)
         self._stage = dial
-        dial.start()
+        dial.start(begun)
         if self._stage is dial and self._client is not None:
             # Not there at once.  Its octets can wait, but if it goes away so may the dial.
             try:
@@ -251,10 +265,11 @@ class Passage:
     def connected(self, sock: socket.socket, backend: Backend) -> None:
         """A backend is there: relay."""
         self._stage = None
-        self._stop_waiting()
+        if self._waiting:
+            self._stop_waiting()
         self._backend = sock
         self._target = backend.target.text
-        client, route, loop = self._client, self._route, self._entrance.house.loop
+        client, route, loop = self._client, self.route, self._entrance.house.loop
         if client is None:
             raise RuntimeError("a backend for a client that is gone")
         self._relay = relay = Relay(loop, self, client, sock)
@@ -266,8 +281,8 @@ class Passage:
             relay.start(head)
         except OSError:
             self._end("reset", reset=True)
-        if self._backend is not None and sock.family in _INTERNET:
-            _tune(sock, route.keepalive)
+        if self._backend is not None and sock.family in INTERNET:
+            tune(sock, route.keepalive)
 
     def _head_for_backend(self) -> bytes:
         if self._destination is None or self._destination.proxy_protocol is ProxyVersion.NONE:
@@ -320,14 +335,14 @@ class Passage:
         if reason != "eof":
             entrance.counters.end(reason)
         entrance.counters.open -= 1
-        release(house.admission, self._route, self._source)
+        release(house.admission, self.route, self.source)
         house.service.touch()
         house.service.closed(self)
 
     def _log(self, log: "AccessLog", reason: str) -> None:
         relay = self._relay
         log.passage(
-            self._route.name, self._name, self._header,
+            self.route.name, self._name, self._header,
             target=self._target,
             octets=(relay.client.octets, relay.backend.octets) if relay else (0, 0),
             seconds=monotonic() - self._started_at,
@@ -351,33 +366,9 @@ class Passage:
             self.abort("idle-timeout")
             return
         timer = self._entrance.house.loop.call_later(
-            self._route.idle_timeout / _LOOKS, lambda: self._look_for_idleness(looks, moved)
+            self.route.idle_timeout / _LOOKS, lambda: self._look_for_idleness(looks, moved)
         )
         self._timers = (*self._timers[:-1], timer)
-
-
-def _tune(sock: socket.socket, keepalive: int) -> None:
-    """Set what the first octets to a backend need not wait for."""
-    try:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if keepalive:
-            set_keepalive(sock, keepalive)
-    except OSError:
-        pass  # not every policy lets us, on a connection that was passed
-
-
-def set_keepalive(sock: socket.socket, seconds: int) -> None:
-    """Let TCP ask a silent peer after so many seconds, and give it up after three times that.
-
-    0: let it ask no more.
-    """
-    if sock.family not in _INTERNET:
-        return
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, bool(seconds))
-    if seconds:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, seconds)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, seconds // 2))
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)
 
 
 def _has_octets(sock: socket.socket) -> bool:

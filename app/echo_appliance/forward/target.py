@@ -65,6 +65,11 @@ def is_passed(target: Target) -> bool:
     return target.text.startswith(_PASSED)
 
 
+def needs_resolving(target: Target) -> bool:
+    """Whether it is known by name only: a host's, or a descriptor's."""
+    return target.family == socket.AF_UNSPEC
+
+
 def address_of(target: Target) -> "Address":
     """Return family and address to connect to, of a target that needs no resolving."""
     if target.family == socket.AF_UNIX:
