@@ -6,15 +6,13 @@ time.  A payload larger than the sockets' buffers is written and read in turns.
 """
 
 import errno
-import io
 import os
 import select
 import socket
 import struct
-import sys
 from time import monotonic
 
-from .errors import ParseError
+from .errors import ParseError, tell
 from .options import Parser, positive, positive_seconds
 from .target import Target, parse_target
 
@@ -93,20 +91,16 @@ class Result:
 def main(arguments: "Sequence[str]") -> int:
     """Probe all targets; return 0 if every one of them echoed every octet, else 1."""
     options = _parse(arguments)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a path need not be text
     results = []
     for text in options.targets:
         result = probe(parse_target(text), options.size, options.count, options.timeout)
         results.append(result)
         if not options.json:
-            sys.stdout.write(result.as_text(options.size) + "\n")
-            sys.stdout.flush()
+            tell(result.as_text(options.size) + "\n")
     if options.json:
         import json
 
-        json.dump([result.as_json(options.size) for result in results], sys.stdout, indent=2)
-        sys.stdout.write("\n")
+        tell(json.dumps([result.as_json(options.size) for result in results], indent=2) + "\n")
     return int(any(result.error is not None for result in results))
 
 

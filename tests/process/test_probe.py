@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -390,3 +391,17 @@ def test_probe_interrupted_ends_quietly(sockets: Sockets) -> None:
         finally:
             process.kill()
     assert (process.returncode, output) == (130, b"")
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_probe_whose_result_cannot_be_written_says_so(
+    launch: Launcher, sockets: Sockets, form: list[str]
+) -> None:
+    server = sockets.listen()
+    launch.start([server])
+    command = shlex.join([*COMMAND, "probe", *form, target_of(server)])
+    done = subprocess.run(["sh", "-c", f"{command} >/dev/full"], capture_output=True, text=True)
+    line = "echo-appliance: standard output cannot be written: No space left on device\n"
+    assert (done.returncode, done.stderr) == (1, line)
+    done = subprocess.run(["sh", "-c", f"{command} >&-"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

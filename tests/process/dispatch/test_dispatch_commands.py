@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from echo_appliance.dispatch import libbpf
 from echo_appliance.dispatch.register import socket_identity
 from tests.process.dispatch.clients import reached
@@ -278,6 +280,17 @@ def most_memory(space: Space, *words: str) -> int:
     command = [sys.executable, "-c", MEASURED, *space.command(*words)[3:]]
     done = subprocess.run(command, capture_output=True, check=True)
     return int(done.stderr) * 1024
+
+
+@pytest.mark.parametrize("words", [["bindings"], ["status", "--json"], ["metrics"]])
+def test_a_listing_that_cannot_be_written_is_told_in_one_line(
+    space: Space, words: list[str]
+) -> None:
+    command = space.command(*words)
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    line = "echo-appliance: standard output cannot be written: No space left on device\n"
+    assert (done.returncode, done.stderr) == (1, line)
 
 
 def test_unregister_and_unload_give_the_addresses_back(space: Space) -> None:

@@ -1,8 +1,6 @@
 """What the commands have in common: their parser, their words, the place and its lock."""
 
-import sys
-
-from ...errors import ParseError
+from ...errors import ParseError, tell
 from ...options import ArgumentError, Parser
 from ..place import Lock, Place
 from ..state import Dispatcher
@@ -87,5 +85,4 @@ def write_json(data: object) -> None:
     """Write data for programs to standard output."""
     import json
 
-    json.dump(data, sys.stdout, indent=1)
-    sys.stdout.write("\n")
+    tell(json.dumps(data, indent=1) + "\n")

@@ -1,8 +1,6 @@
 """bind, unbind, bindings, load-bindings: the commands about what is steered."""
 
-import sys
-
-from ...errors import say
+from ...errors import say, tell
 from .. import control
 from ..model import (
     PROTOCOLS,
@@ -76,7 +74,7 @@ def bindings(options: "Options") -> int:
     if asked.json:
         write_json([entry_data(entry) for entry in ordered(found)])
     else:
-        sys.stdout.write(bindings_text(found))
+        tell(bindings_text(found))
     return 0
 
 
@@ -111,8 +109,8 @@ def _show_preview(gone: list[Binding], come: list[Binding], as_json: bool) -> No
         data = {"remove": gone, "add": come}
         write_json({key: [binding_data(one) for one in found] for key, found in data.items()})
     else:
-        sys.stdout.writelines(f"- {_in_full(one)}\n" for one in gone)
-        sys.stdout.writelines(f"+ {_in_full(one)}\n" for one in come)
+        lines = [f"- {_in_full(one)}\n" for one in gone] + [f"+ {_in_full(one)}\n" for one in come]
+        tell("".join(lines))
 
 
 def _in_full(binding: Binding) -> str:

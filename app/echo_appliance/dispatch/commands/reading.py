@@ -1,8 +1,6 @@
 """status, metrics, explain: the commands that only look."""
 
-import sys
-
-from ...errors import ParseError, SetupError, say
+from ...errors import ParseError, SetupError, say, tell
 from ...text import whole_number
 from .. import control
 from ..model import ALL_PORTS, PROTOCOLS, parse_address, parse_protocol
@@ -35,8 +33,8 @@ def status(options: "Options") -> int:
                 }
             )
         else:
-            sys.stdout.write("Bindings:\n" + view.bindings_text(bound))
-            sys.stdout.write("\nDestinations:\n" + view.destinations_text(rows))
+            tell("Bindings:\n" + view.bindings_text(bound))
+            tell("\nDestinations:\n" + view.destinations_text(rows))
     return 0
 
 
@@ -57,7 +55,7 @@ def metrics(options: "Options") -> int:
             rows = view.destinations(dispatcher, dispatcher.count_bindings())
             write_json([view.destination_data(row) for row in rows])
         else:
-            sys.stdout.write(view.metrics_text(dispatcher))
+            tell(view.metrics_text(dispatcher))
     return 0
 
 
@@ -82,7 +80,7 @@ def explain(options: "Options") -> int:
     if asked.json:
         write_json(answer.as_json())
     else:
-        sys.stdout.write(answer.as_text())
+        tell(answer.as_text())
     return 0
 
 
