@@ -103,6 +103,8 @@ class Interface:
         if packet.protocol == ipv6.ICMPV6 and not packet.is_fragment and packet.payload:
             kind = packet.payload[0]
             if kind in (icmpv6.NEIGHBOUR_SOLICITATION, icmpv6.NEIGHBOUR_ADVERTISEMENT):
+                if packet.identification >= 0:
+                    raise ParseError("nd-in-fragment")  # RFC 6980
                 self._receive_neighbour(packet, frame, now, verified)
                 return
         self._check_destination(packet.destination, to_group)
