@@ -45,6 +45,7 @@ def arrive(connection: "Connection", segment: "Segment", now: float) -> None:
         # The other half of a simultaneous open: their SYN again, now with an ACK to ours.
         segment.flags &= ~SYN
         seq += 1
+        segment.window >>= connection.sender.scale  # which is never scaled in a SYN
     if (
         _check_sequence(connection, segment, seq, now)
         and _check_reset(connection, segment, seq, now)

@@ -10,7 +10,7 @@ Everything that a stranger can make grow has a bound: half-open connections
 (listener.py), connections in all, those in TIME-WAIT, and resets per second.
 """
 
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 
 from ..seq import MASK, is_before
 from ..wire.tcp import ACK, RST, SYN, Segment
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     Route = Callable[[bytes], tuple[int, int]]
 
 FIRST_EPHEMERAL, LAST_EPHEMERAL = 49152, 65535  # RFC 6335 section 6
+_STALE_TIMERS = 64  # entries of the heap that may be, beside one for each connection
 _PAST_OLD_NUMBERS = 65537  # how far beyond the old connection's numbers a new one begins
 
 
@@ -149,6 +150,10 @@ class Endpoint:
         """Take a segment whose checksum was verified.  Borrows its payload until it returns."""
         key = (remote, segment.source_port, local, segment.destination_port)
         connection = self.connections.get(key)
+        if connection is not None and connection.state is State.CLOSED:
+            # By a segment of the same batch: its application is yet to be told, at to_send().
+            del self.connections[key]
+            connection = None
         if connection is None:
             self._receive_unknown(key, segment, now)
             return
@@ -168,9 +173,7 @@ class Endpoint:
         if _is_group(remote) or _is_group(local) or (remote, remote_port) == (local, local_port):
             self.count("not one peer")  # MUST-57, MUST-63; the last is the land attack
             return
-        listener = self._listeners.get((local, local_port)) or self._listeners.get(
-            (None, local_port)
-        )
+        listener = self._listener(local, local_port)
         kind = segment.flags & (SYN | ACK | RST)
         if kind & RST:
             self.count("reset of nothing")
@@ -180,6 +183,9 @@ class Endpoint:
             self._open(listener, key, segment, now, past)
         elif kind != ACK or not self._open_by_cookie(listener, key, segment, now):
             self._refuse(key, segment, now)
+
+    def _listener(self, local: bytes, port: int) -> Listener | None:
+        return self._listeners.get((local, port)) or self._listeners.get((None, port))
 
     def _open(self, listener: Listener, key: Key, syn: Segment, now: float, past: int) -> None:
         if len(self.connections) >= MAX_CONNECTIONS:
@@ -209,6 +215,7 @@ class Endpoint:
         connection = self._make(key, listener.settings, now, (ack.ack - 1) & MASK)
         connection.accept(syn, now)
         connection.to_send(now)  # our SYN,ACK: it was sent as a cookie
+        connection.sender.recovery.repeated(now)  # when, we do not know: no round trip is measured
         connection.receive(ack, now)
         self._changed[connection] = None
         self._opening[connection] = listener
@@ -224,10 +231,11 @@ class Endpoint:
         if connection.state is not State.CLOSED:
             listener.on_open(connection)
 
-    @staticmethod
-    def _is_reincarnation(old: Connection, segment: Segment) -> bool:
+    def _is_reincarnation(self, old: Connection, segment: Segment) -> bool:
         """Whether a SYN may take the place of a connection in TIME-WAIT (MAY-2, RFC 6191)."""
         if segment.flags & (SYN | ACK | RST) != SYN:
+            return False
+        if self._listener(old.local, old.local_port) is None:
             return False
         if segment.timestamp is not None and old.stamps:
             return is_before(old.receiver.stamp, segment.timestamp[0])
@@ -315,6 +323,7 @@ class Endpoint:
             self._opening.pop(connection).half_open.pop(_key(connection), None)
         if self.connections.get(_key(connection)) is connection:
             del self.connections[_key(connection)]
+        self._sweep_timers()
 
     # -- time ------------------------------------------------------------------
 
@@ -324,6 +333,14 @@ class Endpoint:
         connection.scheduled = at
         self._timer_number += 1
         heappush(self._timers, (at, self._timer_number, connection))
+        self._sweep_timers()
+
+    def _sweep_timers(self) -> None:
+        """Drop stale entries once they are the greater part: each keeps a connection in memory."""
+        if len(self._timers) > 2 * len(self.connections) + _STALE_TIMERS:
+            valid = {one[2]: one for one in self._timers if one[2].scheduled == one[0]}
+            self._timers[:] = valid.values()
+            heapify(self._timers)
 
     def deadline(self) -> float | None:
         """Return when on_deadline() is to be called; None: not for now."""
