@@ -54,6 +54,9 @@ def arrive(connection: "Connection", segment: "Segment", now: float) -> None:
     ):
         _check_urgent(connection, segment, seq)
         if connection.state in RECEIVING and segment.payload:
+            if connection.orphaned:
+                connection.abort()  # SHLD-3: its data get lost, and it is to know
+                return
             connection.receiver.take_any(seq, segment.payload, now)
         _check_fin(connection, segment, seq, now)
 
@@ -200,6 +203,7 @@ def _after_ack(connection: "Connection", now: float) -> bool:
         after = connection.change(Event.FIN_ACKED)
         if after is State.TIME_WAIT:
             connection.time_wait_at = now + TIME_WAIT
+        connection.limit_orphan(now)
         return after is not State.CLOSED
     return True
 

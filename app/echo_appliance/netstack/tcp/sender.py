@@ -34,9 +34,9 @@ class Sender:
 
     __slots__ = (
         "_limit", "_nagle", "_probe", "_reopened_at", "_small_end", "_tail_next", "_tried_at",
-        "_updated_by", "burst", "burst_limit", "congestion", "fin", "flight", "iss", "max_window", "mss", "nxt",
-        "queue", "recovery", "retransmit_at", "round_trip", "scale", "stalled_at", "syn_flags",
-        "una", "urgent", "window",
+        "_updated_by", "burst", "burst_limit", "congestion", "fin", "flight", "iss", "max_window",
+        "mss", "nxt", "queue", "recovery", "retransmit_at", "round_trip", "scale", "stalled_at",
+        "syn_flags", "una", "urgent", "window",
     )  # fmt: skip
 
     def __init__(self, iss: int, mss: int, settings: "Settings") -> None:
