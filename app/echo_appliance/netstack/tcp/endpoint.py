@@ -13,6 +13,7 @@ Everything that a stranger can make grow has a bound: half-open connections
 from heapq import heapify, heappop, heappush
 
 from ..seq import MASK, is_before
+from ..wire.ip import is_group
 from ..wire.tcp import ACK, RST, SYN, Segment
 from .connection import Connection
 from .listener import Listener
@@ -104,7 +105,7 @@ class Endpoint:
         settings: Settings | None = None,
     ) -> Connection:
         """Open a connection.  Raises ValueError for what cannot be one, OSError without a port."""
-        if _is_group(remote) or not remote_port:
+        if is_group(remote) or not remote_port:
             raise ValueError("a connection needs one peer and a port")  # MUST-46
         if local_port is None:
             local_port = self._free_port(local, remote, remote_port)
@@ -170,7 +171,7 @@ class Endpoint:
     def _receive_unknown(self, key: Key, segment: Segment, now: float, past: int = 0) -> None:
         """A segment of no connection: a new one's first, or a mistake (section 3.10.7.1-2)."""
         remote, remote_port, local, local_port = key
-        if _is_group(remote) or _is_group(local) or (remote, remote_port) == (local, local_port):
+        if is_group(remote) or is_group(local) or (remote, remote_port) == (local, local_port):
             self.count("not one peer")  # MUST-57, MUST-63; the last is the land attack
             return
         listener = self._listener(local, local_port)
@@ -379,8 +380,3 @@ def reset_of(segment: Segment) -> Segment:
 
 def _key(connection: Connection) -> Key:
     return (connection.remote, connection.remote_port, connection.local, connection.local_port)
-
-
-def _is_group(address: bytes) -> bool:
-    """Whether multicast or limited broadcast; a subnet's broadcast is the interface's to know."""
-    return address[0] >= 224 if len(address) == 4 else address[0] == 0xFF
