@@ -180,6 +180,8 @@ class Endpoint:
             self.count("reset of nothing")
         elif listener is None:
             self._refuse(key, segment, now)
+        elif not kind:
+            self.count("neither syn nor ack")  # section 3.10.7.2, fourth
         elif kind == SYN:
             self._open(listener, key, segment, now, past)
         elif kind != ACK or not self._open_by_cookie(listener, key, segment, now):
