@@ -197,7 +197,7 @@ class Interface:
         return True
 
     def _identify(self, way: "Way") -> int:
-        """Return a number for a packet that is cut: counted per peer, from a start that is secret.
+        """Return a number for a packet that may be cut: counted per peer, from a secret start.
 
         One counter for all would tell each how much we send to others (RFC 7739 section 5.3).
         """
@@ -210,11 +210,14 @@ class Interface:
     def _ipv4_packets(
         self, way: "Way", protocol: int, payload: memoryview, mtu: int
     ) -> "list[tuple[bytes, memoryview]]":
-        packet = ipv4.Packet(way.local, way.remote, protocol, payload, ttl=HOP_LIMIT)
+        # Routers may cut it: if it were too large, we would not believe who says so (Control).
+        packet = ipv4.Packet(
+            way.local, way.remote, protocol, payload, ttl=HOP_LIMIT,
+            identification=self._identify(way) & 0xFFFF, flags_and_offset=0,
+        )  # fmt: skip
         room = mtu - ipv4.HEADER_SIZE
-        if len(payload) <= room:  # never cut by others either: needs no number (RFC 6864)
+        if len(payload) <= room:
             return [(ipv4.serialize_header(packet, len(payload)), payload)]
-        packet.identification = self._identify(way) & 0xFFFF
         packets = []
         for offset, part, more in _cut(payload, room):
             packet.flags_and_offset = offset // 8 | more * ipv4.MORE_FRAGMENTS
@@ -225,6 +228,8 @@ class Interface:
         self, way: "Way", protocol: int, payload: memoryview, mtu: int
     ) -> "list[tuple[bytes, memoryview]]":
         packet = ipv6.Packet(way.local, way.remote, protocol, payload, hop_limit=HOP_LIMIT)
+        if way.next_hop != way.remote:  # routers do not cut, and likewise
+            mtu = ipv6.MINIMUM_MTU
         room = mtu - ipv6.HEADER_SIZE
         if len(payload) <= room:
             return [(ipv6.serialize_header(packet, len(payload)), payload)]

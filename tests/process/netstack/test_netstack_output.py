@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.process.netstack.net import KERNEL, NETSTACK, OURS, PORT, Net, connect, echo
+from tests.process.netstack.net import KERNEL, NETSTACK, OURS, OURS6, PORT, Net, connect, echo
 from tests.process.netstack.test_netstack_commands import TAP, kernel_echo
 from tests.process.peers import pattern
 
@@ -158,6 +158,16 @@ def test_peer_that_is_no_other_host_is_refused_at_once(tap: Net) -> None:
     for verb, port in (("ping", ""), ("connect", ":7")):
         assert "our own address" in tap.fails(verb, *TAP, f"{OURS}{port}")
         assert "broadcast address" in tap.fails(verb, *TAP, f"192.0.2.255{port}")
+
+
+@pytest.mark.parametrize("address", [f"{OURS}/24", f"{OURS6}/64"])
+def test_address_of_a_second_one_of_ours_on_the_link_is_refused(net: Net, address: str) -> None:
+    """They have one hardware address, too, which is made of the --address."""
+    one, other = net.frames()
+    first = net.serve(one, addresses=("--address", address))
+    with pytest.raises(AssertionError, match=f"{address.split('/')[0]} is in use on the link"):
+        net.serve(other, "--claim", "2", addresses=("--address", address))
+    assert not first.exited
 
 
 def test_gateway_that_cannot_be_one_is_refused(tap: Net) -> None:

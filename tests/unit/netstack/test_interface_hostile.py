@@ -19,6 +19,8 @@ from tests.unit.netstack.hosts import (
 )
 
 ELSEWHERE = b"\xc6\x33\x64\x01"  # 198.51.100.1, beyond the gateway
+ELSEWHERE6 = bytes.fromhex("20010db90000000000000000000000a1")
+GATEWAY, GATEWAY6 = b"\xc0\0\2\xfe", THEIRS6[:15] + b"\xfe"
 
 
 @pytest.fixture
@@ -105,18 +107,43 @@ def identifications(host: Host, source: bytes, size: int) -> list[int]:
     return sorted({one.identification for one in answers})
 
 
-def test_identification_of_whole_packets_says_nothing(host: Host) -> None:
-    """A counter would tell a stranger how much we send to others (the idle scan)."""
-    assert identifications(host, THEIRS, 56) == [0]
-
-
-def test_identification_of_fragments_is_counted_for_each_peer_apart(host: Host) -> None:
+@pytest.mark.parametrize("size", [56, 3000])
+def test_identification_is_counted_for_each_peer_apart(host: Host, size: int) -> None:
+    """One counter would tell a stranger how much we send to others (the idle scan)."""
     other = b"\xc0\0\2\x07"
     host.interface.link.neighbours.find(other, 0.0)
     host.interface.link.neighbours.heard(other, THEIR_MAC, 0.0, solicited=True)
-    one, two = identifications(host, THEIRS, 3000), identifications(host, other, 3000)
+    one, two = identifications(host, THEIRS, size), identifications(host, other, size)
     assert len(one) == len(two) == 3  # each packet its own: they would be mixed up
     assert min(abs(a - b) for a in one for b in two) > 3
+
+
+# -- paths that are narrower than the link -----------------------------------
+
+
+def test_answers_that_are_no_segments_may_be_cut_on_their_way(host: Host) -> None:
+    """Who could tell us that they are too large is not believed: it could be forged."""
+    opening(host)
+    question = icmp.serialize(icmp.Message(icmp.ECHO_REQUEST, 0, 1, bytes(1400)))
+    host.receive(ethernet.IPV4, packet4(ipv4.ICMP, question, source=ELSEWHERE))
+    host.interface.link.neighbours.heard(GATEWAY, THEIR_MAC, 0.0, solicited=True)
+    host.receive(ethernet.IPV4, packet4(ipv4.ICMP, question, source=ELSEWHERE))
+    [answer] = [ipv4.parse(memoryview(one)) for one in host.sent(ethernet.IPV4)]
+    assert not answer.flags_and_offset & ipv4.DONT_FRAGMENT
+
+
+@pytest.mark.parametrize(("beyond", "sizes"), [(False, [1408]), (True, [1232, 176])])
+def test_answers_over_ipv6_fit_any_path_beyond_the_link(beyond: bool, sizes: list[int]) -> None:
+    """RFC 8200 section 5: 1280 octets get through everywhere; routers cut nothing."""
+    host = Host(gateways=[GATEWAY6])
+    host.meet()
+    host.interface.link.neighbours.find(GATEWAY6, 0.0)
+    host.interface.link.neighbours.heard(GATEWAY6, THEIR_MAC, 0.0, solicited=True)
+    source = ELSEWHERE6 if beyond else THEIRS6
+    question = icmp.Message(icmpv6.ECHO_REQUEST, 0, 1, bytes(1400))
+    host.receive(ethernet.IPV6, icmp6(question, source=source))
+    answers = [ipv6.parse(memoryview(one)) for one in host.sent(ethernet.IPV6)]
+    assert [len(one.payload) for one in answers] == sizes
 
 
 # -- ICMP --------------------------------------------------------------------
@@ -127,6 +154,7 @@ def opening(host: Host) -> tuple[Connection, bytes]:
     connection = host.interface.streams.endpoint.connect(OURS, THEIRS, 80, 0.0)
     host.interface.flush(0.0)
     [syn] = host.sent(ethernet.IPV4)
+    assert ipv4.parse(memoryview(syn)).flags_and_offset == ipv4.DONT_FRAGMENT
     return connection, syn[:28]
 
 
