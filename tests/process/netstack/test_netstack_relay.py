@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.process.launcher import eventually
-from tests.process.netstack.net import PORT, Net, connect, echo, metrics
+from tests.process.netstack.net import OURS, PORT, Net, connect, echo, metrics
 from tests.process.peers import pattern
 
 
@@ -83,3 +83,22 @@ def test_relay_whose_target_is_gone_does_not_wait_for_its_client_for_ever(
     eventually(lambda: metrics(page.getsockname())["connections"] == 0, "its end")
     # TCP did that, which knew that nobody reads: it would not have waited for a FIN either.
     assert metrics(page.getsockname())["connections_ended_total:aborted"] == 1
+
+
+def test_relay_waits_without_spinning_for_a_client_that_does_not_read(
+    net: Net, tmp_path: Path
+) -> None:
+    """The target has sent all, and closed: its hang-up is told for as long as one listens to it."""
+    data = pattern(950_000)  # what our window and the socket's buffer take in
+    with listening_unix(tmp_path / "target") as target:
+        server = net.serve(net.tap(), ports=[f"80=unix:{tmp_path / 'target'}"])
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.settimeout(20)
+            client.connect((OURS, 80))
+            served, _ = target.accept()
+            served.settimeout(20)
+            served.sendall(data)
+            served.close()
+            server.assert_sleeps(0.5)
+            assert client.makefile("rb").read() == data
