@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import re
-import select
 import signal
 import socket
 import subprocess
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from socket import inet_aton
 
 import pytest
 
-from echo_appliance.netstack.wire import arp, ethernet
 from tests.process.launcher import eventually, in_session
 from tests.process.netstack.net import (
     ADDRESSES,
@@ -35,7 +31,6 @@ from tests.process.peers import pattern
 from tests.process.programs import find, running
 
 TAP = ("--device", "tap:tap0", *ADDRESSES)
-STRANGER = b"\x02\0\0\0\0\x63"
 WALK_THROUGH = 20_480  # octets each way, as in Gotcp's tutorial
 
 
@@ -252,35 +247,6 @@ def test_packet_socket_serves_beside_the_kernel(wire: Net) -> None:
             eventually(lambda: _reachable(address), "the port")  # noqa: B023
             with connect(PORT, address) as sock:
                 assert echo(data, sock) == data
-
-
-def test_packet_socket_leaves_frames_of_vlans_alone(wire: Net) -> None:
-    """The kernel takes the tag off before we see them: they would pass for our own link's."""
-    command = [*NETSTACK, "serve", "--device", "packet:far", *ADDRESSES, "--port", str(PORT)]
-    question = arp.serialize(arp.Message(1, STRANGER, b"\xc0\0\2\x63", bytes(6), inet_aton(OURS)))
-    with (
-        running(command, Path("/dev/null")),
-        socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ethernet.ARP)) as near,
-    ):
-        near.bind(("near", ethernet.ARP))
-        near.settimeout(10)
-        eventually(lambda: _reachable(OURS), "the port")
-        for tag, answered in ((b"\x81\0\0\5", 0), (b"", 1)):
-            near.send(ethernet.BROADCAST + STRANGER + tag + b"\x08\x06" + question)
-            if answered:
-                while near.recv(100)[:6] != STRANGER:
-                    pass
-            else:
-                assert not _comes(near, STRANGER)
-
-
-def _comes(sock: socket.socket, address: bytes) -> bool:
-    """Whether a frame to this address comes within a moment."""
-    until = time.monotonic() + 0.5
-    while (left := until - time.monotonic()) > 0 and select.select([sock], [], [], left)[0]:
-        if sock.recv(100)[:6] == address:
-            return True
-    return False
 
 
 def _reachable(address: str) -> bool:
