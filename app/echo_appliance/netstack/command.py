@@ -3,6 +3,7 @@
 import sys
 
 from ..errors import SetupError
+from . import standard
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ echo-appliance netstack VERB --help lists a verb's options.
 
 def main(arguments: "Sequence[str]") -> int:
     """Run one verb; return the exit status.  Raises SetupError, in words for the user."""
+    standard.occupy()
     verb, *rest = arguments or [""]
     if verb == "serve":
         from .serve import main as run

@@ -4,7 +4,7 @@ import os
 import select
 import signal
 
-from ..errors import ParseError, SetupError, say
+from ..errors import ParseError, SetupError
 from ..loop import Loop
 from ..options import Parser, positive_seconds
 from ..text import whole_number
@@ -74,9 +74,11 @@ def _open_source(path: str | None) -> int:
     if path is None:
         return 0
     try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        os.read(descriptor, 0)  # a directory can be opened, but not read
     except OSError as error:
         raise SetupError(f"--send: {path} cannot be read ({error.strerror})") from error
+    return descriptor
 
 
 class Client:
@@ -94,6 +96,7 @@ class Client:
         self._connection: Connection | None = None
         self._loop = Loop()
         self._station = Station(self._loop, options, self._lost)
+        self._station.check_peer(address)
 
     def run(self) -> int:
         """Be connected until both sides have ended; return the exit status.  Raises SetupError."""
@@ -149,7 +152,7 @@ class Client:
         self._fail(f"{self._station.device.name}: no more frames: {why}")
 
     def _fail(self, why: str) -> None:
-        self._failure = why
+        self._failure = self._failure or why  # the first is the cause of the others
         self._loop.stop()
 
     # -- octets --------------------------------------------------------------
@@ -179,8 +182,9 @@ class Client:
             except BlockingIOError:
                 return
             except OSError as error:
-                say(f"cannot read: {error.strerror}")
-                octets = b""
+                connection.abort()  # a FIN would say that this was all
+                self._fail(f"cannot read: {error.strerror}")
+                return
             if octets:
                 connection.write(octets)
             else:

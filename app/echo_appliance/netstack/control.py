@@ -49,13 +49,9 @@ class Control:
         """Take in a message that is not neighbour discovery's.  Raises ParseError."""
         message = self.parse(packet, verified=verified)
         if isinstance(packet, ipv4.Packet):
-            request, reply = icmp.ECHO_REQUEST, icmp.ECHO_REPLY
-            is_error = message.type in icmp.ERRORS
-            hops = packet.ttl
+            request, reply, hops = icmp.ECHO_REQUEST, icmp.ECHO_REPLY, packet.ttl
         else:
-            request, reply = icmpv6.ECHO_REQUEST, icmpv6.ECHO_REPLY
-            is_error = message.type < icmpv6.FIRST_INFORMATIONAL
-            hops = packet.hop_limit
+            request, reply, hops = icmpv6.ECHO_REQUEST, icmpv6.ECHO_REPLY, packet.hop_limit
         if message.type == request:
             answer = icmp.Message(reply, 0, message.rest, message.payload)
             self.send(packet.destination, packet.source, answer, now)
@@ -63,13 +59,15 @@ class Control:
             if self.on_echo_reply is None:
                 raise ParseError("icmp-unasked-reply")
             self.on_echo_reply(packet.source, message, hops, now)
-        elif is_error:
+        elif is_error(packet):
             self._receive_error(packet, message, now)
         else:
             raise ParseError("icmp-unknown-type")
 
     def _receive_error(self, packet: "Packet", message: icmp.Message, now: float) -> None:
         """Tell TCP, or whoever pings, what became of a packet of ours.  Raises ParseError."""
+        if len(packet.source) == 4 and message.type in (icmp.SOURCE_QUENCH, icmp.REDIRECT):
+            raise ParseError("icmp-not-heeded")  # RFC 9293 MUST-55; our routes are options
         mtu, words, hard = _meaning(message, is_ipv4=len(packet.source) == 4)
         remote, protocol, transport = _quoted(message.payload, self._interface.link.addresses)
         if mtu is not None:
@@ -142,8 +140,19 @@ class Control:
         self.send(packet.destination, packet.source, message, now)
 
 
+def is_error(packet: "Packet") -> bool:
+    """Whether it is an ICMP error, or the first fragment of one: nothing is to be said of that."""
+    if not packet.payload:
+        return False
+    if len(packet.source) == 4:
+        return packet.protocol == ipv4.ICMP and packet.payload[0] in icmp.ERRORS
+    return packet.protocol == ipv6.ICMPV6 and packet.payload[0] < icmpv6.FIRST_INFORMATIONAL
+
+
 def _meaning(message: icmp.Message, *, is_ipv4: bool) -> tuple[int | None, str, bool]:
     """Return the path MTU it tells, if any; what it means in words; whether it is final."""
+    if message.type == (icmp.PARAMETER_PROBLEM if is_ipv4 else icmpv6.PARAMETER_PROBLEM):
+        return None, "parameter problem", False
     if not is_ipv4:
         if message.type == icmpv6.PACKET_TOO_BIG:
             return message.rest, "packet too big", False

@@ -15,6 +15,7 @@ import os
 import socket
 import stat
 import struct
+from array import array
 
 from ..errors import SetupError
 from ..linux import (
@@ -28,6 +29,8 @@ from ..linux import (
     PACKET_VNET_HDR,
     SIOCGIFHWADDR,
     SIOCGIFMTU,
+    SKF_AD_VLAN_TAG_PRESENT,
+    SO_ATTACH_FILTER,
     SOL_PACKET,
     TUN_F_CSUM,
     TUN_F_TSO4,
@@ -232,11 +235,28 @@ def open_packet(name: str) -> Device:
         ) from None
     mtu = interface_mtu(name)
     adopted = adopt_packet(sock, name)
+    _leave_vlans_alone(sock)
     sock.bind((name, ETH_P_ALL))
     adopted.hardware = sock.getsockname()[4]
     adopted.mtu = mtu
     sock.detach()
     return adopted
+
+
+def _leave_vlans_alone(sock: socket.socket) -> None:
+    """Have the kernel keep frames with a VLAN tag, which it takes off: they are not of this link.
+
+    Four instructions: is there a tag?  If not, take all octets; else none.  Raises OSError.
+    """
+    steps = (
+        (0x30, 0, 0, SKF_AD_VLAN_TAG_PRESENT),  # ldb
+        (0x15, 0, 1, 0),  # jeq #0
+        (0x06, 0, 0, 0xFFFFFFFF),  # ret
+        (0x06, 0, 0, 0),
+    )
+    program = array("B", b"".join(struct.pack("=HBBI", *step) for step in steps))
+    address, _ = program.buffer_info()
+    sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("@HP", len(steps), address))
 
 
 def adopt_packet(sock: socket.socket, name: str) -> Device:

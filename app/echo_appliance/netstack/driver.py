@@ -73,19 +73,19 @@ class Driver:
         now = self._loop.now
         receive = self._interface.receive
         read = self._device.read
-        try:
-            for _ in range(FRAMES_PER_TURN):
+        for _ in range(FRAMES_PER_TURN):
+            try:  # around this only: an OSError of an application's is not the device's
                 taken = read()
-                if taken is None:
-                    self._fail("its other end was closed")
-                    return
-                frame, verified = taken
-                receive(frame, now, verified=verified)
-        except BlockingIOError:
-            pass
-        except OSError as error:
-            self._fail(str(error.strerror))
-            return
+            except BlockingIOError:
+                break
+            except OSError as error:
+                self._fail(str(error.strerror))
+                return
+            if taken is None:
+                self._fail("its other end was closed")
+                return
+            frame, verified = taken
+            receive(frame, now, verified=verified)
         self._interface.flush(now)
         self._arm()
 

@@ -2,11 +2,11 @@
 
 import select
 import signal
-import sys
 import time
 
 from ..loop import Loop
 from ..options import Parser, count
+from . import standard
 from .describe import describe
 from .driver import FRAMES_PER_TURN
 from .pcap import Capture, open_capture
@@ -47,7 +47,7 @@ def main(arguments: "Sequence[str]") -> int:
             capture.close()
         device.close()
         loop.close()
-    return 0
+    return 1 if capture is not None and capture.failed else 0
 
 
 class Dumper:
@@ -61,17 +61,18 @@ class Dumper:
 
     def on_readable(self, _events: int) -> None:
         """Show what is there."""
-        try:
-            for _ in range(FRAMES_PER_TURN):
+        for _ in range(FRAMES_PER_TURN):
+            try:
                 taken = self._device.read()
-                if taken is None or not self._left:
-                    self._loop.stop()
-                    return
-                self._show(taken[0])
-        except BlockingIOError:
-            sys.stdout.flush()
-        except OSError:
-            self._loop.stop()
+            except BlockingIOError:
+                break
+            except OSError:
+                taken = None
+            if taken is None or not self._left:
+                self._loop.stop()
+                break
+            self._show(taken[0])
+        standard.write("")
 
     def _show(self, frame: memoryview) -> None:
         """Show a frame; with the last one wanted, end."""
@@ -80,7 +81,7 @@ class Dumper:
             self._capture.add(frame)
             self._capture.flush()
         clock = time.strftime("%H:%M:%S", time.localtime(now))
-        sys.stdout.write(f"{clock}.{int(now % 1 * 1e6):06} {describe(frame)}\n")
+        standard.write(f"{clock}.{int(now % 1 * 1e6):06} {describe(frame)}\n", flush=False)
         self._left -= 1
         if not self._left:
             self._loop.stop()

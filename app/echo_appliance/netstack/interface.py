@@ -7,15 +7,18 @@ dropped, and counted by the reason; a frame of a hostile peer costs that much.
 Source: RFC 1122 sections 3.2 and 3.3, RFC 8200 section 4.
 """
 
+from hashlib import blake2b
+
 from ..errors import ParseError
 from .addresses import LIMITED_BROADCAST
-from .control import Control
+from .control import Control, is_error
 from .datagrams import Datagrams
 from .fragments import Reassembly
 from .link import Link
 from .routes import Routes
 from .streams import Streams
 from .wire import ethernet, icmpv6, ipv4, ipv6, udp
+from .wire.ip import is_group
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from .addresses import Network
     from .counts import Counts
     from .link import Port
+    from .routes import Way
     from .tcp.settings import Settings
 
     Packet = ipv4.Packet | ipv6.Packet
@@ -55,7 +59,7 @@ class Interface:
         self.streams = Streams(self, secret, settings)
         self._addresses = self.link.addresses
         self._broadcasts = {one.broadcast for one in networks} | {LIMITED_BROADCAST}
-        self._identification = 0
+        self._secret = secret
 
     # -- receiving -----------------------------------------------------------
 
@@ -103,6 +107,8 @@ class Interface:
         if packet.protocol == ipv6.ICMPV6 and not packet.is_fragment and packet.payload:
             kind = packet.payload[0]
             if kind in (icmpv6.NEIGHBOUR_SOLICITATION, icmpv6.NEIGHBOUR_ADVERTISEMENT):
+                if packet.identification >= 0:
+                    raise ParseError("nd-in-fragment")  # RFC 6980
                 self._receive_neighbour(packet, frame, now, verified)
                 return
         self._check_destination(packet.destination, to_group)
@@ -113,6 +119,7 @@ class Interface:
             if not self._join(packet, key, packet.offset, packet.more_follow, now):
                 return
             verified = False
+            ipv6.skip_extensions(packet)
         self._dispatch(packet, now, verified)
 
     def _receive_neighbour(
@@ -134,7 +141,7 @@ class Interface:
                 raise ParseError("tentative-address")
             if to_group:  # RFC 1122 section 3.3.6: one forged frame would make all answer
                 raise ParseError("one-address-in-group-frame")
-        elif destination in self._broadcasts or _is_group(destination):
+        elif destination in self._broadcasts or is_group(destination):
             raise ParseError("group-destination")
         else:
             raise ParseError("packet-for-others")
@@ -145,7 +152,9 @@ class Interface:
         """Take a fragment in; whether the packet is whole now, which it then has become."""
         if packet.source in self._addresses:
             raise ParseError("spoofed-source")
-        quote = b"" if offset else bytes(packet.header or b"") + packet.payload[:64]
+        quote = b""
+        if not offset and not is_error(packet):
+            quote = bytes(packet.header or b"") + packet.payload[:64]
         whole = self.fragments.add(
             key, offset, packet.payload, now, more_follow=more_follow, first=quote
         )
@@ -180,20 +189,32 @@ class Interface:
             return False
         mtu = way.mtu(now)
         if way.is_ipv4:
-            packets = self._ipv4_packets(local, remote, protocol, memoryview(payload), mtu)
+            packets = self._ipv4_packets(way, protocol, memoryview(payload), mtu)
         else:
-            packets = self._ipv6_packets(local, remote, protocol, memoryview(payload), mtu)
+            packets = self._ipv6_packets(way, protocol, memoryview(payload), mtu)
         for head, part in packets:
             self.link.send(way, self.port.prefix, head, part, now)
         return True
 
+    def _identify(self, way: "Way") -> int:
+        """Return a number for a packet that may be cut: counted per peer, from a secret start.
+
+        One counter for all would tell each how much we send to others (RFC 7739 section 5.3).
+        """
+        if way.identification is None:
+            start = blake2b(way.addresses, digest_size=4, key=self._secret, person=b"fragments")
+            way.identification = int.from_bytes(start.digest(), "big")
+        way.identification += 1
+        return way.identification
+
     def _ipv4_packets(
-        self, local: bytes, remote: bytes, protocol: int, payload: memoryview, mtu: int
+        self, way: "Way", protocol: int, payload: memoryview, mtu: int
     ) -> "list[tuple[bytes, memoryview]]":
-        self._identification = self._identification + 1 & 0xFFFF
+        # Routers may cut it: if it were too large, we would not believe who says so (Control).
         packet = ipv4.Packet(
-            local, remote, protocol, payload, ttl=HOP_LIMIT, identification=self._identification
-        )
+            way.local, way.remote, protocol, payload, ttl=HOP_LIMIT,
+            identification=self._identify(way) & 0xFFFF, flags_and_offset=0,
+        )  # fmt: skip
         room = mtu - ipv4.HEADER_SIZE
         if len(payload) <= room:
             return [(ipv4.serialize_header(packet, len(payload)), payload)]
@@ -204,17 +225,19 @@ class Interface:
         return packets
 
     def _ipv6_packets(
-        self, local: bytes, remote: bytes, protocol: int, payload: memoryview, mtu: int
+        self, way: "Way", protocol: int, payload: memoryview, mtu: int
     ) -> "list[tuple[bytes, memoryview]]":
-        packet = ipv6.Packet(local, remote, protocol, payload, hop_limit=HOP_LIMIT)
+        packet = ipv6.Packet(way.local, way.remote, protocol, payload, hop_limit=HOP_LIMIT)
+        if way.next_hop != way.remote:  # routers do not cut, and likewise
+            mtu = ipv6.MINIMUM_MTU
         room = mtu - ipv6.HEADER_SIZE
         if len(payload) <= room:
             return [(ipv6.serialize_header(packet, len(payload)), payload)]
-        self._identification = self._identification + 1 & 0xFFFFFFFF
+        identification = self._identify(way) & 0xFFFFFFFF
         packet.protocol = ipv6.FRAGMENT
         packets = []
         for offset, part, more in _cut(payload, room - ipv6.FRAGMENT_SIZE):
-            middle = ipv6.serialize_fragment(protocol, offset, self._identification, more)
+            middle = ipv6.serialize_fragment(protocol, offset, identification, more)
             head = ipv6.serialize_header(packet, len(part) + len(middle)) + middle
             packets.append((head, part))
         return packets
@@ -243,10 +266,6 @@ class Interface:
                 self.control.send_reassembly_timeout(partial.first, now)
         self.streams.on_deadline(now)
         self.flush(now)
-
-
-def _is_group(address: bytes) -> bool:
-    return ipv4.is_group(address) if len(address) == 4 else ipv6.is_group(address)
 
 
 def _cut(payload: memoryview, room: int) -> "list[tuple[int, memoryview, bool]]":

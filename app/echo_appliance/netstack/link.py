@@ -101,7 +101,9 @@ class Link:
     def ask(self, now: float) -> None:
         """Ask for all neighbours whose time has come; call again at deadline()."""
         for neighbour in self.neighbours.to_ask(now):
-            if self._asks.take(now):
+            # Who has answered before is asked in any case: a flood of forged sources would
+            # use the budget up, and they would be forgotten.
+            if neighbour.has_answered or self._asks.take(now):
                 self._ask_for(neighbour)
 
     def deadline(self) -> float | None:
@@ -146,7 +148,7 @@ class Link:
 
     def suspect(self, next_hop: bytes) -> None:
         """Ask for a neighbour anew: what went its way came to nothing.  RFC 9293 MUST-20."""
-        self.neighbours.forget(next_hop)
+        self.neighbours.suspect(next_hop)
 
     # -- our own addresses ---------------------------------------------------
 
@@ -189,19 +191,34 @@ class Link:
     def receive_arp(self, octets: memoryview, now: float) -> None:
         """Answer a request for us, and learn from what concerns us.  Raises ParseError."""
         message = arp.parse(octets)
+        self._check_conflict(message, now)
         sender, hardware = message.sender_protocol, message.sender_hardware
         if hardware == self.hardware:
             raise ParseError("arp-from-ourselves")
-        if sender in self.addresses:
-            self.on_conflict(sender, hardware, now)
-            raise ParseError("address-conflict")
         for_us = message.target_protocol in self.addresses
-        is_probe = sender == arp.UNKNOWN_PROTOCOL
-        if not is_probe:
+        if sender != arp.UNKNOWN_PROTOCOL:
             self._learn(sender, hardware, now, solicited=message.operation == arp.REPLY,
                         create=for_us and message.operation == arp.REQUEST)  # fmt: skip
         if for_us and message.operation == arp.REQUEST and not self.tentative:
             self._send_arp(arp.REPLY, message.target_protocol, hardware, sender, hardware)
+
+    def _check_conflict(self, message: arp.Message, now: float) -> None:
+        """Raise ParseError where somebody else uses or wants an address of ours.  RFC 5227.
+
+        It may be a twin, whose --address gave it our hardware address, too: while ours are
+        tentative we only ask, so what speaks *from* them is another, and later we never ask.
+        """
+        sender, target = message.sender_protocol, message.target_protocol
+        from_ourselves = message.sender_hardware == self.hardware
+        uses = sender in self.addresses and (self.tentative or not from_ourselves)
+        wants = (
+            sender == arp.UNKNOWN_PROTOCOL
+            and target in self.addresses
+            and self.tentative != from_ourselves
+        )
+        if uses or wants:
+            self.on_conflict(sender if uses else target, message.sender_hardware, now)
+            raise ParseError("address-conflict")
 
     def receive_neighbour(
         self, message: icmp.Message, packet: ipv6.Packet, hardware: bytes, now: float
@@ -213,18 +230,25 @@ class Link:
         if neighbour.is_solicitation:
             self._receive_solicitation(neighbour, packet, hardware, now)
         else:
-            self._receive_advertisement(neighbour, now)
+            self._receive_advertisement(neighbour, packet, hardware, now)
 
     def _receive_solicitation(
         self, neighbour: icmpv6.Neighbour, packet: ipv6.Packet, hardware: bytes, now: float
     ) -> None:
         if packet.source in self.addresses:
             raise ParseError("spoofed-source")
+        is_probe = packet.source == ipv6.UNSPECIFIED
+        group = ipv6.solicited_node(neighbour.target)
+        if is_probe and (packet.destination != group or neighbour.hardware is not None):
+            raise ParseError("nd-malformed")  # RFC 4861 section 7.1.1
         if neighbour.target not in self.addresses:
             raise ParseError("nd-for-others")
         if self.tentative:
+            if is_probe and hardware != self.hardware:  # RFC 4862 section 5.4.3
+                self.on_conflict(neighbour.target, hardware, now)
+                raise ParseError("address-conflict")
             raise ParseError("tentative-address")
-        if packet.source == ipv6.UNSPECIFIED:  # somebody is about to take our address
+        if is_probe:  # somebody is about to take our address
             self._advertise(
                 neighbour.target, ipv6.ALL_NODES, ethernet.group_of_ipv6(ipv6.ALL_NODES)
             )
@@ -233,20 +257,35 @@ class Link:
             self._learn(packet.source, neighbour.hardware, now, solicited=False, create=True)
         self._advertise(neighbour.target, packet.source, neighbour.hardware or hardware)
 
-    def _receive_advertisement(self, neighbour: icmpv6.Neighbour, now: float) -> None:
+    def _receive_advertisement(
+        self, neighbour: icmpv6.Neighbour, packet: ipv6.Packet, hardware: bytes, now: float
+    ) -> None:
+        if neighbour.solicited and ipv6.is_group(packet.destination):
+            raise ParseError("nd-malformed")  # RFC 4861 section 7.1.2
+        if hardware == self.hardware and not self.tentative:
+            raise ParseError("nd-from-ourselves")
         if neighbour.target in self.addresses:
             self.on_conflict(neighbour.target, neighbour.hardware or bytes(6), now)
             raise ParseError("address-conflict")
         if neighbour.hardware is not None:
             self._learn(
                 neighbour.target, neighbour.hardware, now, solicited=neighbour.solicited,
-                create=False,
+                create=False, override=neighbour.override,
             )  # fmt: skip
 
     def _learn(
-        self, address: bytes, hardware: bytes, now: float, *, solicited: bool, create: bool
+        self,
+        address: bytes,
+        hardware: bytes,
+        now: float,
+        *,
+        solicited: bool,
+        create: bool,
+        override: bool = True,
     ) -> None:
-        waiting = self.neighbours.heard(address, hardware, now, solicited=solicited, create=create)
+        waiting = self.neighbours.heard(
+            address, hardware, now, solicited=solicited, create=create, override=override
+        )
         self._release(hardware, waiting)
 
     def is_for_us(self, destination: bytes) -> bool:

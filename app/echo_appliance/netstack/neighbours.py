@@ -1,9 +1,9 @@
 """Who is where on the link: IP address -> hardware address, for ARP and ND alike.
 
 Bounded and expiring: a link may be full of forgers, so nothing is learned that
-was not asked for or that does not concern us, the oldest entry makes room, and
-each entry holds few waiting packets.  Asking itself is the caller's: this room
-knows no message formats, and says only who is to be asked.
+was not asked for or that does not concern us, who has never answered makes room
+for others first, and each entry holds few waiting packets.  Asking itself is the
+caller's: this room knows no message formats, and says only who is to be asked.
 
 Source: RFC 4861 section 7 (of its states, those that matter to a host with few
 neighbours), RFC 826, RFC 1122 section 2.3.2.
@@ -21,14 +21,17 @@ ENTRIES_LIMIT = 1024
 WAITING_LIMIT = 64  # packets per neighbour that is being asked for: a datagram's fragments
 WAITING_IN_ALL = 512
 REACHABLE_SECONDS = 30.0  # RFC 4861 section 10; confirmed again after that, while in use
+DELAY_SECONDS = 5.0  # section 10, DELAY_FIRST_PROBE_TIME: before asking who spoke unasked
 RETRY_SECONDS = 1.0
 TRIES = 3
+_NEVER = float("-inf")
 
 
 class State(Enum):
     """What we know of a neighbour."""
 
     INCOMPLETE = "incomplete"  # asked for; nothing known
+    STALE = "stale"  # it said so unasked; used, and asked soon after
     REACHABLE = "reachable"
     PROBING = "probing"  # known, confirmed too long ago, asked again while it is used on
     GONE = "gone"  # nobody answered, or made room for others
@@ -43,10 +46,15 @@ class Neighbour:
         self.address = address
         self.hardware: bytes | None = None
         self.state = State.INCOMPLETE
-        self.confirmed_at = now
+        self.confirmed_at = _NEVER
         self.ask_at = now  # the next time that we have to
         self.tries = 0
         self.waiting: list[Waiting] = []
+
+    @property
+    def has_answered(self) -> bool:
+        """Whether it is where it says, as far as one can know."""
+        return self.confirmed_at > _NEVER
 
 
 class Neighbours:
@@ -71,11 +79,16 @@ class Neighbours:
             self._make_room()
             entry = self._entries[address] = Neighbour(address, now)
             self._asking[address] = entry
+        elif entry.state is State.STALE:
+            self._probe(entry, now + DELAY_SECONDS)
         elif entry.state is State.REACHABLE and now - entry.confirmed_at > REACHABLE_SECONDS:
-            entry.state = State.PROBING
-            entry.ask_at, entry.tries = now, 0
-            self._asking[address] = entry
+            self._probe(entry, now)
         return entry
+
+    def _probe(self, entry: Neighbour, at: float) -> None:
+        entry.state = State.PROBING
+        entry.ask_at, entry.tries = at, 0
+        self._asking[entry.address] = entry
 
     def wait(self, entry: Neighbour, packet: "Waiting") -> None:
         """Keep a packet until the neighbour is known; what finds no room is lost."""
@@ -100,38 +113,57 @@ class Neighbours:
         return min((entry.ask_at for entry in self._asking.values()), default=None)
 
     def heard(
-        self, address: bytes, hardware: bytes, now: float, *, solicited: bool, create: bool = False
+        self,
+        address: bytes,
+        hardware: bytes,
+        now: float,
+        *,
+        solicited: bool,
+        create: bool = False,
+        override: bool = True,
     ) -> "list[Waiting]":
         """Take in what a neighbour says of itself; return the packets that waited for it.
 
         Somebody unknown is learned only on `create`: when it spoke to us, so that
         an answer is near.  An entry is *confirmed* only by an answer to our asking.
+        Without `override` a known address stays what it is, and is asked about.
         """
         entry = self._entries.get(address)
         if entry is None:
             if not create:
                 return []
             entry = self.find(address, now)
+        solicited = solicited and address in self._asking
+        if entry.hardware not in (None, hardware) and not override:
+            if entry.state is State.REACHABLE:
+                entry.state = State.STALE
+            return []
         if entry.hardware == hardware and not solicited:
             return []
         entry.hardware = hardware
-        entry.confirmed_at = now
-        entry.state = State.REACHABLE
+        entry.state = State.REACHABLE if solicited else State.STALE
+        entry.confirmed_at = now if solicited else _NEVER
         self._asking.pop(address, None)
         waiting, entry.waiting = entry.waiting, []
         self._waiting -= len(waiting)
         return waiting
 
-    def forget(self, address: bytes) -> None:
-        """Know nothing of an address any more."""
+    def suspect(self, address: bytes) -> None:
+        """Ask a neighbour anew, who is used on until it does not answer.
+
+        Not forgotten: a peer that acknowledges nothing casts doubt on a gateway that all others
+        use, and would have their packets wait, or get lost, as often as it likes.
+        """
         entry = self._entries.get(address)
-        if entry is not None:
-            self._drop(entry)
+        if entry is not None and entry.hardware is not None and address not in self._asking:
+            self._probe(entry, entry.confirmed_at)
 
     def _make_room(self) -> None:
         if len(self._entries) >= self._limit:
-            # In use or not: a dictionary's first is the one that came first.
-            self._drop(next(iter(self._entries.values())))
+            # A dictionary's first is the one that came first.
+            entries = self._entries.values()
+            strangers = (entry for entry in entries if not entry.has_answered)
+            self._drop(next(strangers, None) or next(iter(entries)))
 
     def _drop(self, entry: Neighbour) -> None:
         entry.state = State.GONE

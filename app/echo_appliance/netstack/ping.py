@@ -2,12 +2,12 @@
 
 import os
 import signal
-import sys
 from time import monotonic
 
 from ..errors import ParseError, SetupError
 from ..loop import Loop
 from ..options import ArgumentError, Parser, count, positive_seconds
+from . import standard
 from .addresses import format_ip, parse_unicast
 from .station import Options as LinkOptions
 from .station import Station, add_options
@@ -77,10 +77,12 @@ class Pinger:
         self._sent_at: dict[int, float] = {}  # those without a reply, by sequence number
         self._sent = 0
         self._payload = (bytes(range(256)) * (options.size // 256 + 1))[: options.size]
-        self._round_trips: list[float] = []
+        self._received = 0
+        self._shortest, self._longest, self._total = float("inf"), 0.0, 0.0  # round trips, seconds
         self._failure: SetupError | None = None
         self._loop = Loop()
         self._station = Station(self._loop, options, self._lost)
+        self._station.check_peer(destination)
 
     def run(self) -> int:
         """Ping until all is done, or a signal; return the exit status."""
@@ -107,7 +109,7 @@ class Pinger:
         if self._failure is not None:
             raise self._failure
         self._summarize()
-        return 0 if self._round_trips else 1
+        return 0 if self._received else 1
 
     def _lost(self, why: str) -> None:
         self._fail(SetupError(f"{self._station.device.name}: no more frames: {why}"))
@@ -137,7 +139,10 @@ class Pinger:
             raise ParseError("icmp-unasked-reply")
         del self._sent_at[message.sequence]
         round_trip = monotonic() - sent_at
-        self._round_trips.append(round_trip)
+        self._received += 1
+        self._shortest = min(self._shortest, round_trip)
+        self._longest = max(self._longest, round_trip)
+        self._total += round_trip
         _write(
             f"{len(message.payload) + icmp.HEADER_SIZE} octets from {format_ip(source)}: "
             f"icmp_seq={message.sequence} ttl={hops} time={1000 * round_trip:.3f} ms"
@@ -149,16 +154,14 @@ class Pinger:
         _write(f"from {format_ip(source)}: {words}")
 
     def _summarize(self) -> None:
-        received = len(self._round_trips)
+        received = self._received
         lost = 100 * (self._sent - received) / self._sent if self._sent else 0
         _write(f"{self._sent} sent, {received} received, {lost:.0f} % lost")
         if received:
-            low, high = min(self._round_trips), max(self._round_trips)
-            mean = sum(self._round_trips) / received
-            _write(f"round trip min {1000 * low:.3f} mean {1000 * mean:.3f} "
-                   f"max {1000 * high:.3f} ms")  # fmt: skip
+            mean = self._total / received
+            _write(f"round trip min {1000 * self._shortest:.3f} mean {1000 * mean:.3f} "
+                   f"max {1000 * self._longest:.3f} ms")  # fmt: skip
 
 
 def _write(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
+    standard.write(line + "\n")

@@ -25,8 +25,8 @@ class Way:
     """From one of our addresses to one remote one."""
 
     __slots__ = (
-        "_link_mtu", "_path_mtu", "_path_mtu_until", "addresses", "local", "neighbour", "next_hop",
-        "remote", "sum",
+        "_link_mtu", "_path_mtu", "_path_mtu_until", "addresses", "identification", "local",
+        "neighbour", "next_hop", "remote", "sum",
     )  # fmt: skip
 
     def __init__(self, local: bytes, remote: bytes, next_hop: bytes, link_mtu: int) -> None:
@@ -35,6 +35,7 @@ class Way:
         self.addresses = local + remote
         self.sum = partial_sum(self.addresses)  # what each packet's checksums begin with
         self.next_hop = next_hop
+        self.identification: int | None = None  # of the last packet that was cut
         self.neighbour: Neighbour | None = None
         self._link_mtu = link_mtu
         self._path_mtu = link_mtu

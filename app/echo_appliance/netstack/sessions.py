@@ -155,22 +155,26 @@ class Relay(Session):
     """Moves octets between a connection and a socket of the kernel's, in both directions."""
 
     def __init__(self, port: Port, connection: "Connection", target: "Target") -> None:
-        self._events = select.EPOLLOUT
+        self._events: int | None = select.EPOLLOUT  # None: not watched
         self._dialling = True
         self._target_ended = False  # it has sent all that it will
-        self._peer_ended = False  # and so has our peer, which the target knows
+        self._peer_ended = False  # our peer has sent all that it will, which the target knows
+        self._unsent = b""  # read from the target, and not yet taken by TCP
+        self._has_socket = False
         super().__init__(port, connection)
         family, address = address_of(target)
-        self._socket = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        self._unsent = b""  # read from the target, and not yet taken by TCP
+        try:
+            self._socket = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        except OSError as error:  # EMFILE, mostly: one client less, not all
+            self._fail(error)
+            return
+        self._has_socket = True
         code = self._socket.connect_ex(address)
         if code not in (0, errno.EINPROGRESS):
-            self._socket.close()
             say(f"target {target.text}: {os.strerror(code)}")
-            self._dialling = False
             self.abort("target-unreachable")
             return
-        port.service.loop.watch(self._socket.fileno(), self._events, self._on_event)
+        port.service.loop.watch(self._socket.fileno(), select.EPOLLOUT, self._on_event)
 
     def progress(self, connection: "Connection") -> None:
         """TCP has something for the target, or room for what the target sent."""
@@ -182,18 +186,32 @@ class Relay(Session):
                 self._fail(error)
                 return
             self._rewatch(connection)
-        if connection.state in _OVER:
+        # What the peer sent before it closed may still wait for a target that reads slowly.
+        if connection.state in _OVER and (connection.error is not None or self._peer_ended):
             self._end(connection.error)
 
-    def _on_event(self, _events: int) -> None:
+    def _on_event(self, events: int) -> None:
         if self._dialling:
             self._dialling = False
             code = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if code:
                 self._fail(OSError(code, os.strerror(code)))
                 return
+        if events & (select.EPOLLHUP | select.EPOLLERR) and not self._events:
+            self._hang_up()
         self.progress(self._connection)
         self._port.driver.touch(self._connection)
+
+    def _hang_up(self) -> None:
+        """The target has closed both directions, while nothing was to be done with it.
+
+        Not to be told of that again and again, it is not watched any more; it is when there is
+        room again for what it sent.  If it has sent all, nobody will read what the peer sends.
+        """
+        self._port.service.loop.discard(self._socket.fileno())
+        self._events = None
+        if self._target_ended:
+            self._connection.release(self._port.service.loop.now)
 
     def _to_target(self, connection: "Connection") -> None:
         sent = 0
@@ -233,20 +251,18 @@ class Relay(Session):
 
     def _rewatch(self, connection: "Connection") -> None:
         """Wait for the socket only where there is something to do with it."""
-        events = 0
+        events = 0  # of a hang-up, we are told in any case
         if connection.readable:
             events |= select.EPOLLOUT
         if not self._target_ended and connection.writable >= READ_SIZE:
             events |= select.EPOLLIN
-        if events == self._events:
+        if events == self._events or (self._events is None and not events):
             return
         loop, descriptor = self._port.service.loop, self._socket.fileno()
-        if not self._events:
+        if self._events is None:
             loop.watch(descriptor, events, self._on_event)
-        elif events:
+        else:
             loop.rewatch(descriptor, events)
-        else:  # not with an empty mask: a hang-up is told in any case, and would spin
-            loop.forget(descriptor)
         self._events = events
 
     def _fail(self, error: OSError) -> None:
@@ -254,7 +270,7 @@ class Relay(Session):
         self.abort(f"target-{code.lower()}")
 
     def _end(self, reason: str | None) -> None:
-        if not self._over:
+        if not self._over and self._has_socket:
             self._port.service.loop.discard(self._socket.fileno())
             self._socket.close()
         super()._end(reason)

@@ -129,7 +129,7 @@ class Station:
         self.counts = Counts(self.device)
         hardware = options.mac or self.device.hardware or _make_hardware(networks[0].address)
         gateways = options.gateway or []
-        _check_gateways(networks, gateways, self.device.mtu)
+        _check_addresses(networks, gateways, self.device.mtu)
         self.interface = Interface(
             self.device, hardware, networks, gateways, self.counts, os.urandom(_SECRET_SIZE),
             Settings(nagle=False),
@@ -169,6 +169,10 @@ class Station:
         timer = self.loop.call_later(self._options.claim, claimed)
         for number in range(_PROBES):
             self.loop.call_later(self._options.claim * number / _PROBES, link.probe)
+
+    def check_peer(self, address: bytes) -> None:
+        """Raise SetupError where no other host has this address."""
+        _check_other(address, self._options.address or [])
 
     def close(self) -> None:
         """Leave the link."""
@@ -237,9 +241,22 @@ def _set_mtu(device: Device, mtu: int | None, addresses: "Sequence[bytes]") -> N
         raise SetupError(f"an MTU of {device.mtu} carries no IPv6: 1280 octets at the least")
 
 
-def _check_gateways(networks: "Sequence[Network]", gateways: "Sequence[bytes]", mtu: int) -> None:
+def _check_other(address: bytes, networks: "Sequence[Network]") -> None:
+    if any(address == network.address for network in networks):
+        raise SetupError(f"{format_ip(address)} is our own address: give another host's")
+    if any(address == network.broadcast for network in networks):
+        raise SetupError(f"{format_ip(address)} is its link's broadcast address: give one host's")
+
+
+def _check_addresses(networks: "Sequence[Network]", gateways: "Sequence[bytes]", mtu: int) -> None:
+    addresses = [network.address for network in networks]
+    if len(set(addresses)) < len(addresses):
+        raise SetupError("an --address is given twice: drop one")
+    if len({len(gateway) for gateway in gateways}) < len(gateways):
+        raise SetupError("more than one --gateway: give one per version")
     near = Routes(networks, [], mtu)
     for gateway in gateways:
+        _check_other(gateway, networks)
         if near.next_hop(gateway) is None:
             raise SetupError(
                 f"--gateway {format_ip(gateway)} is on the link of no --address: "
@@ -256,4 +273,7 @@ def _make_hardware(address: bytes) -> bytes:
 
 
 def _trace(_connection: "Connection", _old: "State", new: "State") -> None:
-    sys.stderr.write(f"[{new.value}]\n")
+    try:
+        sys.stderr.write(f"[{new.value}]\n")
+    except (OSError, AttributeError):  # nobody reads it any more, or ever did
+        pass

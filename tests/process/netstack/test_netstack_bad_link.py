@@ -76,3 +76,18 @@ def test_thousand_connections_at_once_are_served_and_leave_nothing(net: Net) -> 
     for _ in range(5):
         after = crowd()
     assert after - before < 4 << 20, "each connection leaves something"
+
+
+def test_ten_thousand_connections_one_after_another_leave_nothing(net: Net) -> None:
+    server = net.serve(net.tap())
+
+    def row(length: int) -> int:
+        """Serve so many; return what is resident then."""
+        for _ in range(length):
+            with connect() as sock:
+                sock.sendall(b"x" * 100)
+                assert sock.recv(100)
+        return server.rss
+
+    before = row(1_000)
+    assert row(10_000) - before < 1 << 20, "each connection leaves something"

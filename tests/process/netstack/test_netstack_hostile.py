@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import select
 import socket
 import struct
@@ -12,14 +13,20 @@ from pathlib import Path
 import pytest
 
 from echo_appliance.netstack.checksum import checksum, pseudo_header_sum
-from echo_appliance.netstack.wire import ethernet, icmp, ipv4, tcp, udp
+from echo_appliance.netstack.wire import ethernet, icmp, ipv4, ipv6, tcp, udp
 from tests.process.launcher import Server, eventually
-from tests.process.netstack.net import OURS, PORT, Net, connect, echo, metrics
+from tests.process.netstack.net import OURS, OURS6, PORT, Net, connect, echo, metrics
 from tests.process.programs import find, running
 
 FRAMES = 1_000_000
+# Reasons that only frames with right addresses and checksums get dropped for.
+DEEP = (
+    "tcp-option-runs-past-the-header", "tcp-data-offset-outside-of-the-segment", "udp-bad-length",
+    "udp-closed-port", "nd-malformed", "fragment-overlap", "ipv6-bad-extension", "icmp-bad-quote",
+    "icmp-unknown-type", "icmp-quote-not-ours", "tcp-no-such-connection", "tcp-reset-of-nothing",
+)  # fmt: skip
 THEIR_MAC, OUR_MAC = b"\x02\0\0\0\0\x63", b"\x02\0" + socket.inet_aton(OURS)
-THEIRS = "192.0.2.99"
+THEIRS, THEIRS6 = "192.0.2.99", "2001:db8::99"
 
 
 def packet(
@@ -105,7 +112,12 @@ class Link:
         self.send(packet(question, ipv4.ICMP))
         while True:
             answer = self.receive()
-            if answer[9] == ipv4.ICMP and answer[20] == icmp.ECHO_REPLY:
+            # Others may be on their way still: answers to what was sent before.
+            if (
+                answer[9] == ipv4.ICMP
+                and answer[20] == icmp.ECHO_REPLY
+                and answer[24:26] == b"\x124"
+            ):
                 return answer[28:] == b"alive?"
 
     def dropped(self, reason: str) -> int:
@@ -240,6 +252,10 @@ def test_million_random_and_mutated_frames_harm_nothing(link: Link) -> None:
     assert link.is_alive()
     assert link.server.rss - before < 8 << 20, "it grew"
     assert not link.server.exited
+    page = metrics(link.page.getsockname())
+    assert page["dropped_frames_total:tcp-bad-checksum"] < FRAMES // 10, "few get to what matters"
+    for reason in DEEP:
+        assert page.get(f"dropped_frames_total:{reason}"), f"no frame got as far as {reason}"
 
 
 def _seeds() -> list[bytes]:
@@ -249,8 +265,11 @@ def _seeds() -> list[bytes]:
     datagram = udp.serialize(udp.Datagram(40000, PORT, b"abcdefgh" * 4), addresses)
     quoted = segment(OURS, THEIRS)[14:]
     error = icmp.serialize(icmp.Message(icmp.DESTINATION_UNREACHABLE, 4, 600, quoted))
-    six = bytes.fromhex("600000000010 06 40".replace(" ", "")) + bytes(16) + bytes(16) + bytes(24)
+    options = b"\x02\x04\x05\xb4\x04\x02\x08\x0a" + bytes(8) + b"\x01\x03\x03\x07"
+    syn = struct.pack("!HHIIBBHHH", 40002, PORT, 1, 0, 10 << 4, tcp.SYN, 65535, 0, 0) + options
     return [
+        *_seeds6(syn),
+        packet(syn, ipv4.TCP),
         arp_announcement(),
         segment(),
         segment(flags=tcp.ACK, seq=2, ack=1, data=b"data" * 10),
@@ -261,8 +280,38 @@ def _seeds() -> list[bytes]:
         packet(error, ipv4.ICMP),
         packet(b"f" * 64, ipv4.UDP, offset=0x2000),
         packet(b"f" * 64, ipv4.UDP, offset=8),
-        ethernet.serialize_header(OUR_MAC, THEIR_MAC, ethernet.IPV6) + six,
     ]
+
+
+def _seeds6(syn: bytes) -> list[bytes]:
+    """The same over IPv6: what is looked for, what is asked, headers before headers, fragments."""
+    ours, theirs = (socket.inet_pton(socket.AF_INET6, one) for one in (OURS6, THEIRS6))
+    hardware = b"\x01\x01" + THEIR_MAC
+    option = b"\x06\x00\x01\x04" + bytes(4)
+    return [
+        packet6(ipv6.ICMPV6, b"\x80\0\0\0\0\x01\0\x01" + b"abcdefgh" * 4),
+        packet6(ipv6.ICMPV6, b"\x87\0\0\0" + bytes(4) + ours + hardware),
+        packet6(ipv6.ICMPV6, b"\x88\0\0\0\x60\0\0\0" + theirs + b"\x02" + hardware[1:]),
+        packet6(ipv6.ICMPV6, b"\x02\0\0\0\0\0\x05\0" + packet6(ipv6.TCP, syn)[14:]),
+        packet6(ipv6.TCP, syn),
+        packet6(ipv6.UDP, struct.pack("!HHHH", 40000, PORT, 16, 0) + b"datagram"),
+        packet6(ipv6.DESTINATION_OPTIONS, option + syn),
+        packet6(ipv6.HOP_BY_HOP, b"\x3c" + option[1:] + option + syn),
+        packet6(ipv6.FRAGMENT, b"\x06\0\0\x01\0\0\0\x07" + syn),
+        packet6(ipv6.FRAGMENT, b"\x06\0\0\x28\0\0\0\x07" + b"f" * 64),
+        packet6(ipv6.FRAGMENT, b"\x3c\0\0\x01\0\0\0\x08" + option + b"f" * 8),
+    ]
+
+
+def packet6(protocol: int, payload: bytes) -> bytes:
+    """Return a frame with an IPv6 packet from THEIRS6."""
+    source, destination = (socket.inet_pton(socket.AF_INET6, one) for one in (THEIRS6, OURS6))
+    head = ipv6.Packet(source, destination, protocol, memoryview(payload), hop_limit=255)
+    return (
+        ethernet.serialize_header(OUR_MAC, THEIR_MAC, ethernet.IPV6)
+        + ipv6.serialize_header(head, len(payload))
+        + payload
+    )
 
 
 def _mutated(chance: random.Random, seeds: list[bytes]) -> bytes:
@@ -275,10 +324,33 @@ def _mutated(chance: random.Random, seeds: list[bytes]) -> bytes:
     else:
         for _ in range(1 + int(chance.random() * 4)):
             frame[12 + int(chance.random() * (len(frame) - 12))] = int(chance.random() * 256)
-    if kind > 0.5 and len(frame) > 34:  # a right header checksum, so that more is looked at
+    if kind > 0.4:
+        _sum_up(frame)
+    return bytes(frame)
+
+
+def _sum_up(frame: bytearray) -> None:
+    """Make the checksums right where they are, or all that is deeper would never be looked at."""
+    if frame[12:14] == b"\x08\0" and len(frame) > 34:
         frame[24:26] = b"\0\0"
         frame[24:26] = checksum(bytes(frame[14:34])).to_bytes(2, "big")
-    return bytes(frame)
+        start, protocol, addresses = 34, frame[23], bytes(frame[26:34])
+    elif frame[12:14] == b"\x86\xdd" and len(frame) > 54:
+        start, protocol, addresses = 54, frame[20], bytes(frame[22:54])
+        if protocol in (ipv6.DESTINATION_OPTIONS, ipv6.FRAGMENT):
+            start, protocol = 62, frame[54]
+    else:
+        return
+    at = start + _CHECKSUM_AT.get(protocol, len(frame))
+    if at + 2 > len(frame):
+        return
+    frame[at : at + 2] = b"\0\0"
+    octets = bytes(frame[start:])
+    so_far = 0 if protocol == ipv4.ICMP else pseudo_header_sum(addresses, protocol, len(octets))
+    frame[at : at + 2] = checksum(octets, so_far).to_bytes(2, "big")
+
+
+_CHECKSUM_AT = {ipv4.TCP: 16, ipv4.UDP: 6, ipv4.ICMP: 2, ipv6.ICMPV6: 2}
 
 
 # -- by others' tools --------------------------------------------------------
@@ -296,13 +368,40 @@ def test_nmap_finds_what_is_open_and_nothing_else(net: Net) -> None:
         assert echo(b"after", sock) == b"after"
 
 
-def test_nmap_guesses_an_os_and_scans_udp_without_harm(net: Net) -> None:
-    nmap = find("nmap", "nmap")
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [
+        ("-sU -p 7,8,9", {"7/udp open ", "8/udp closed ", "9/udp open|filtered "}),
+        # What is neither SYN, ACK nor RST: dropped by a listener, refused elsewhere.
+        ("-sX -p 7,8", {"7/tcp open|filtered ", "8/tcp closed "}),
+        ("-sN -p 7,8", {"7/tcp open|filtered ", "8/tcp closed "}),
+        ("-sF -p 7,8", {"7/tcp open|filtered ", "8/tcp closed "}),
+        ("-sA -p 7,8", {"7/tcp unfiltered ", "8/tcp unfiltered "}),
+        ("-sM -p 7,8", {"7/tcp closed ", "8/tcp closed "}),
+        ("-sO -p 1,6,17,132", {"1 open icmp", "6 open tcp", "17 open udp", "132 closed sctp"}),
+        ("-6 -sS -p 7,8", {"7/tcp open ", "8/tcp closed "}),
+    ],
+)
+def test_nmap_sees_what_the_rfcs_say(net: Net, how: str, expected: set[str]) -> None:
     net.serve(net.tap())
-    for how in (["-O", "-p", "7,8"], ["-sU", "-p", "7,8,9"], ["-sX", "-p", "7,8"], ["-sA", "-p7"]):
-        done = subprocess.run(
-            [nmap, "-n", "-Pn", *how, OURS], capture_output=True, text=True, timeout=100
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
+    address = OURS6 if "-6" in how else OURS
+    command = [find("nmap", "nmap"), "-n", "-Pn", *how.split(), address]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    lines = {" ".join(line.split()) + " " for line in done.stdout.splitlines()}
+    for words in expected:
+        assert any(line.startswith(words) for line in lines), done.stdout + done.stderr
+    with connect() as sock:
+        assert echo(b"after", sock) == b"after"
+
+
+def test_nmap_guesses_an_os_and_no_number(net: Net) -> None:
+    """Sequence numbers cannot be predicted, and IP identifications tell nothing (idle scan)."""
+    net.serve(net.tap())
+    command = [find("nmap", "nmap"), "-n", "-Pn", "-O", "-v", "-p", "7,8", OURS]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert "IP ID Sequence Generation: All zeros" in done.stdout, done.stdout
+    difficulty = re.search(r"TCP Sequence Prediction: Difficulty=(\d+)", done.stdout)
+    assert difficulty, done.stdout
+    assert int(difficulty[1]) > 200  # what nmap calls "Good luck!"
     with connect() as sock:
         assert echo(b"after", sock) == b"after"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
 
 from echo_appliance.netstack.addresses import parse_network
 from echo_appliance.netstack.checksum import pseudo_header_sum
@@ -41,13 +42,13 @@ class Drops(dict[str, int]):
 class Host:
     """An interface with two addresses and a gateway."""
 
-    def __init__(self, mtu: int = 1500) -> None:
+    def __init__(self, mtu: int = 1500, gateways: Sequence[bytes] = ()) -> None:
         self.hardware = OUR_MAC
         self.port = Port(mtu)
         self.drops = Drops()
         networks = [parse_network("192.0.2.2/24"), parse_network("2001:db8::2/64")]
         self.interface = Interface(
-            self.port, OUR_MAC, networks, [socket.inet_aton("192.0.2.254")],
+            self.port, OUR_MAC, networks, [socket.inet_aton("192.0.2.254"), *gateways],
             self.drops, b"s" * 32, Settings(),  # type: ignore[arg-type]
         )  # fmt: skip
 

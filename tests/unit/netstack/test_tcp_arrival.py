@@ -162,6 +162,9 @@ def test_paws_after_24_days_of_silence_any_timestamp_is_taken() -> None:
     peer.wait(PAWS_IDLE + 1)
     peer.sends(payload=b"hello again", stamp=(999, 0))
     assert peer.connection.readable == 11
+    (ack,) = peer.wait(0.04)
+    assert ack.timestamp is not None
+    assert ack.timestamp[1] == 999, "and is the one that counts from then on"
 
 
 def test_timestamps_agreed_a_segment_without_one_is_dropped() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from echo_appliance.netstack.tcp.settings import TIME_WAIT, Settings
+from echo_appliance.netstack.tcp.settings import ORPHAN_TIMEOUT, TIME_WAIT, Settings
 from echo_appliance.netstack.tcp.states import TRANSITIONS, Event, State, change
 from echo_appliance.netstack.wire.tcp import ACK, FIN, PSH, RST, SYN
 
@@ -72,6 +72,70 @@ def test_fin_wait_1_fin_with_the_ack_goes_to_time_wait() -> None:
     peer = closing_first()
     peer.sends(FIN_ACK)
     assert peer.states == ["FIN-WAIT-1", "FIN-WAIT-2", "TIME-WAIT"]
+
+
+# -- nobody reads any more ---------------------------------------------------
+
+
+def test_fin_wait_2_lasts_for_as_long_as_somebody_waits() -> None:
+    peer = established()
+    peer.connection.close()
+    peer.leaves()
+    peer.sends()
+    peer.wait(86400)
+    assert peer.state is State.FIN_WAIT_2
+
+
+@pytest.mark.parametrize("acknowledged_before", [True, False])
+def test_fin_wait_2_of_a_released_connection_is_bounded(acknowledged_before: bool) -> None:
+    peer = established()
+    if acknowledged_before:
+        peer.connection.close()
+        peer.leaves()
+        peer.sends()
+        peer.connection.release(peer.now)
+    else:
+        peer.connection.release(peer.now)
+        assert [one.flags for one in peer.leaves()] == [FIN | ACK]
+        peer.sends()
+    assert peer.wait(ORPHAN_TIMEOUT - 1) == []
+    assert peer.states[-1] == "FIN-WAIT-2"
+    assert peer.wait(2) == []
+    assert peer.states[-1] == "CLOSED"
+
+
+def test_fin_wait_2_of_a_released_connection_still_ends_by_a_fin() -> None:
+    peer = established()
+    peer.connection.release(peer.now)
+    peer.leaves()
+    peer.sends()
+    peer.wait(30)
+    peer.sends(FIN | ACK)
+    peer.wait(TIME_WAIT - 1)
+    assert peer.state is State.TIME_WAIT
+    peer.wait(2)
+    assert peer.states[-1] == "CLOSED"
+    assert peer.connection.error is None
+
+
+def test_released_connection_sends_what_was_written_and_resets_what_comes() -> None:
+    """RFC 9293 SHLD-3."""
+    peer = established()
+    peer.connection.write(b"the rest")
+    peer.connection.release(peer.now)
+    (last,) = peer.leaves()
+    assert (bytes(last.payload), last.flags & FIN) == (b"the rest", FIN)
+    (reset,) = peer.sends(payload=b"too late")
+    assert reset.flags & RST
+    assert peer.state is State.CLOSED
+
+
+def test_released_connection_with_data_unread_is_reset() -> None:
+    peer = established()
+    peer.sends(payload=b"nobody will read this")
+    peer.connection.release(peer.now)
+    (reset,) = peer.leaves()
+    assert reset.flags & RST
 
 
 def test_simultaneous_close_both_fins_cross() -> None:

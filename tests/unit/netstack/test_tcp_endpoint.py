@@ -144,6 +144,17 @@ def test_listener_gone_resets_what_was_half_open_and_keeps_the_rest() -> None:
     assert replies(endpoint)[0].flags & RST
 
 
+@pytest.mark.parametrize("flags", [0, FIN, URG, FIN | URG])
+def test_segment_without_ack_or_syn_is_dropped_by_a_listener(flags: int) -> None:
+    """RFC 9293 section 3.10.7.2, fourth; a port without one refuses it."""
+    endpoint = host()
+    endpoint.listen(80, lambda _: None)
+    endpoint.receive(THERE, HERE, segment(flags), 0.0)
+    assert replies(endpoint) == []
+    endpoint.receive(THERE, HERE, segment(flags, port=81), 0.0)
+    assert [one.flags for one in replies(endpoint)] == [RST | ACK]
+
+
 def test_stray_ack_to_a_listener_is_answered_with_reset() -> None:
     endpoint = host()
     endpoint.listen(80, lambda _: None)

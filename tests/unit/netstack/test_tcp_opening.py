@@ -77,6 +77,18 @@ def test_simultaneous_open_both_syns_cross_and_both_are_established() -> None:
     assert peer.states == ["SYN-SENT", "SYN-RECEIVED", "ESTABLISHED"]
 
 
+def test_simultaneous_open_window_of_the_second_syn_is_not_scaled_either() -> None:
+    """RFC 7323 section 2.2: the window of a segment with SYN never is."""
+    peer = connecting()
+    peer.connection.receive(peer.syn(SYN, window_scale=7), peer.now)
+    peer.leaves()
+    peer.sends(SYN_ACK, seq=THEIRS, ack=OURS + 1, window=3000)
+    assert peer.state is State.ESTABLISHED
+    assert 3000 - (1 << 7) < peer.connection.sender.window <= 3000
+    peer.sends(window=30)
+    assert peer.connection.sender.window == 30 << 7
+
+
 def test_simultaneous_open_reset_refuses() -> None:
     peer = connecting()
     peer.connection.receive(peer.syn(SYN), peer.now)

@@ -45,6 +45,7 @@ def arrive(connection: "Connection", segment: "Segment", now: float) -> None:
         # The other half of a simultaneous open: their SYN again, now with an ACK to ours.
         segment.flags &= ~SYN
         seq += 1
+        segment.window >>= connection.sender.scale  # which is never scaled in a SYN
     if (
         _check_sequence(connection, segment, seq, now)
         and _check_reset(connection, segment, seq, now)
@@ -53,6 +54,9 @@ def arrive(connection: "Connection", segment: "Segment", now: float) -> None:
     ):
         _check_urgent(connection, segment, seq)
         if connection.state in RECEIVING and segment.payload:
+            if connection.orphaned:
+                connection.abort()  # SHLD-3: its data get lost, and it is to know
+                return
             connection.receiver.take_any(seq, segment.payload, now)
         _check_fin(connection, segment, seq, now)
 
@@ -199,6 +203,7 @@ def _after_ack(connection: "Connection", now: float) -> bool:
         after = connection.change(Event.FIN_ACKED)
         if after is State.TIME_WAIT:
             connection.time_wait_at = now + TIME_WAIT
+        connection.limit_orphan(now)
         return after is not State.CLOSED
     return True
 

@@ -20,6 +20,7 @@ from .settings import (
     KEEPALIVE_PROBES,
     MIN_MSS,
     NEVER,
+    ORPHAN_TIMEOUT,
     SUSPECT_AFTER,
     SYN_TIMEOUT,
     TIMESTAMPS_LENGTH,
@@ -51,9 +52,9 @@ class Connection:
 
     __slots__ = (
         "_moment", "_out", "_stamp_offset", "application", "challenged_at", "error", "heard_at",
-        "local", "local_port", "mss", "on_transition", "passive", "probes", "receiver", "remote",
-        "remote_port", "scaled", "scheduled", "sender", "settings", "soft_error", "stamps", "state",
-        "time_wait_at",
+        "local", "local_port", "mss", "on_transition", "orphaned", "passive", "probes", "receiver",
+        "remote", "remote_port", "scaled", "scheduled", "sender", "settings", "soft_error",
+        "stamps", "state", "time_wait_at",
     )  # fmt: skip
 
     def __init__(
@@ -90,7 +91,8 @@ class Connection:
         self.scaled = False  # both sides know of window scaling
         self.heard_at = 0.0
         self.challenged_at = -NEVER
-        self.time_wait_at = NEVER
+        self.orphaned = False  # no application reads any more
+        self.time_wait_at = NEVER  # the end of TIME-WAIT; of FIN-WAIT-2, if orphaned
         self.probes = 0  # keepalive probes without an answer
         self.scheduled = NEVER  # the endpoint's: when it will look at deadline()
         self._stamp_offset = stamp_offset
@@ -166,6 +168,24 @@ class Connection:
         if self.state in WRITING:
             self.sender.finish()
             self.change(Event.CLOSE)
+
+    def release(self, now: float) -> None:
+        """Close both directions: nobody reads any more (RFC 9293 section 3.6.1, SHLD-3).
+
+        Data that come then, or have not been read, are answered by a reset.  The peer's FIN has
+        ORPHAN_TIMEOUT, or a peer that keeps silent would keep the connection for ever.
+        """
+        if self.readable:
+            self.abort()
+            return
+        self.orphaned = True
+        self.close()
+        self.limit_orphan(now)
+
+    def limit_orphan(self, now: float) -> None:
+        """Wait no longer than that for the peer's FIN, if nobody else does (driver)."""
+        if self.orphaned and self.state is State.FIN_WAIT_2:
+            self.time_wait_at = now + ORPHAN_TIMEOUT
 
     def abort(self) -> None:
         """End at once: RST to the peer, and nothing more is sent or read."""
@@ -349,7 +369,10 @@ class Connection:
         """Let time pass up to now; to_send() has what comes of it (driver)."""
         sender = self.sender
         if self.time_wait_at <= now:
-            self.change(Event.TIMEOUT)
+            if self.state is State.FIN_WAIT_2:
+                self.end("timed out")
+            else:
+                self.change(Event.TIMEOUT)
             return
         if min(sender.retransmit_at, sender.recovery.look_at) <= now:
             if self._gives_up(now):

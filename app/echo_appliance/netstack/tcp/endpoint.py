@@ -10,9 +10,10 @@ Everything that a stranger can make grow has a bound: half-open connections
 (listener.py), connections in all, those in TIME-WAIT, and resets per second.
 """
 
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 
 from ..seq import MASK, is_before
+from ..wire.ip import is_group
 from ..wire.tcp import ACK, RST, SYN, Segment
 from .connection import Connection
 from .listener import Listener
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     Route = Callable[[bytes], tuple[int, int]]
 
 FIRST_EPHEMERAL, LAST_EPHEMERAL = 49152, 65535  # RFC 6335 section 6
+_STALE_TIMERS = 64  # entries of the heap that may be, beside one for each connection
 _PAST_OLD_NUMBERS = 65537  # how far beyond the old connection's numbers a new one begins
 
 
@@ -103,7 +105,7 @@ class Endpoint:
         settings: Settings | None = None,
     ) -> Connection:
         """Open a connection.  Raises ValueError for what cannot be one, OSError without a port."""
-        if _is_group(remote) or not remote_port:
+        if is_group(remote) or not remote_port:
             raise ValueError("a connection needs one peer and a port")  # MUST-46
         if local_port is None:
             local_port = self._free_port(local, remote, remote_port)
@@ -149,6 +151,10 @@ class Endpoint:
         """Take a segment whose checksum was verified.  Borrows its payload until it returns."""
         key = (remote, segment.source_port, local, segment.destination_port)
         connection = self.connections.get(key)
+        if connection is not None and connection.state is State.CLOSED:
+            # By a segment of the same batch: its application is yet to be told, at to_send().
+            del self.connections[key]
+            connection = None
         if connection is None:
             self._receive_unknown(key, segment, now)
             return
@@ -165,21 +171,24 @@ class Endpoint:
     def _receive_unknown(self, key: Key, segment: Segment, now: float, past: int = 0) -> None:
         """A segment of no connection: a new one's first, or a mistake (section 3.10.7.1-2)."""
         remote, remote_port, local, local_port = key
-        if _is_group(remote) or _is_group(local) or (remote, remote_port) == (local, local_port):
+        if is_group(remote) or is_group(local) or (remote, remote_port) == (local, local_port):
             self.count("not one peer")  # MUST-57, MUST-63; the last is the land attack
             return
-        listener = self._listeners.get((local, local_port)) or self._listeners.get(
-            (None, local_port)
-        )
+        listener = self._listener(local, local_port)
         kind = segment.flags & (SYN | ACK | RST)
         if kind & RST:
             self.count("reset of nothing")
         elif listener is None:
             self._refuse(key, segment, now)
+        elif not kind:
+            self.count("neither syn nor ack")  # section 3.10.7.2, fourth
         elif kind == SYN:
             self._open(listener, key, segment, now, past)
         elif kind != ACK or not self._open_by_cookie(listener, key, segment, now):
             self._refuse(key, segment, now)
+
+    def _listener(self, local: bytes, port: int) -> Listener | None:
+        return self._listeners.get((local, port)) or self._listeners.get((None, port))
 
     def _open(self, listener: Listener, key: Key, syn: Segment, now: float, past: int) -> None:
         if len(self.connections) >= MAX_CONNECTIONS:
@@ -209,6 +218,7 @@ class Endpoint:
         connection = self._make(key, listener.settings, now, (ack.ack - 1) & MASK)
         connection.accept(syn, now)
         connection.to_send(now)  # our SYN,ACK: it was sent as a cookie
+        connection.sender.recovery.repeated(now)  # when, we do not know: no round trip is measured
         connection.receive(ack, now)
         self._changed[connection] = None
         self._opening[connection] = listener
@@ -224,10 +234,11 @@ class Endpoint:
         if connection.state is not State.CLOSED:
             listener.on_open(connection)
 
-    @staticmethod
-    def _is_reincarnation(old: Connection, segment: Segment) -> bool:
+    def _is_reincarnation(self, old: Connection, segment: Segment) -> bool:
         """Whether a SYN may take the place of a connection in TIME-WAIT (MAY-2, RFC 6191)."""
         if segment.flags & (SYN | ACK | RST) != SYN:
+            return False
+        if self._listener(old.local, old.local_port) is None:
             return False
         if segment.timestamp is not None and old.stamps:
             return is_before(old.receiver.stamp, segment.timestamp[0])
@@ -315,6 +326,7 @@ class Endpoint:
             self._opening.pop(connection).half_open.pop(_key(connection), None)
         if self.connections.get(_key(connection)) is connection:
             del self.connections[_key(connection)]
+        self._sweep_timers()
 
     # -- time ------------------------------------------------------------------
 
@@ -324,6 +336,14 @@ class Endpoint:
         connection.scheduled = at
         self._timer_number += 1
         heappush(self._timers, (at, self._timer_number, connection))
+        self._sweep_timers()
+
+    def _sweep_timers(self) -> None:
+        """Drop stale entries once they are the greater part: each keeps a connection in memory."""
+        if len(self._timers) > 2 * len(self.connections) + _STALE_TIMERS:
+            valid = {one[2]: one for one in self._timers if one[2].scheduled == one[0]}
+            self._timers[:] = valid.values()
+            heapify(self._timers)
 
     def deadline(self) -> float | None:
         """Return when on_deadline() is to be called; None: not for now."""
@@ -362,8 +382,3 @@ def reset_of(segment: Segment) -> Segment:
 
 def _key(connection: Connection) -> Key:
     return (connection.remote, connection.remote_port, connection.local, connection.local_port)
-
-
-def _is_group(address: bytes) -> bool:
-    """Whether multicast or limited broadcast; a subnet's broadcast is the interface's to know."""
-    return address[0] >= 224 if len(address) == 4 else address[0] == 0xFF

@@ -75,7 +75,7 @@ class Receiver:
 
     def note_stamp(self, stamp: int, seq: int, now: float) -> None:
         """Keep the timestamp to echo: of the segment that the next ACK answers (RFC 7323 4.3)."""
-        if seq <= self.acknowledged and not is_before(stamp, self.stamp):
+        if seq <= self.acknowledged and not self.is_old(stamp, now):
             self.stamp, self.stamp_at = stamp, now
 
     # -- taking in -------------------------------------------------------------

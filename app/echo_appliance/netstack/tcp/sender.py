@@ -33,10 +33,10 @@ class Sender:
     """Our half of a connection.  The names `una`, `nxt` and `window` are the RFC's SND.UNA etc."""
 
     __slots__ = (
-        "_limit", "_nagle", "_probe", "_small_end", "_tail_next", "_tried_at", "_updated_by",
-        "burst", "burst_limit", "congestion", "fin", "flight", "iss", "max_window", "mss", "nxt",
-        "queue", "recovery", "retransmit_at", "round_trip", "scale", "stalled_at", "syn_flags",
-        "una", "urgent", "window",
+        "_limit", "_nagle", "_probe", "_reopened_at", "_small_end", "_tail_next", "_tried_at",
+        "_updated_by", "burst", "burst_limit", "congestion", "fin", "flight", "iss", "max_window",
+        "mss", "nxt", "queue", "recovery", "retransmit_at", "round_trip", "scale", "stalled_at",
+        "syn_flags", "una", "urgent", "window",
     )  # fmt: skip
 
     def __init__(self, iss: int, mss: int, settings: "Settings") -> None:
@@ -66,6 +66,7 @@ class Sender:
         self._small_end = iss  # the end of the last segment that was not full
         self._tail_next = False  # the timer was set for a tail probe
         self._probe = ""  # what the timer found to be due: "", "window" or "tail"
+        self._reopened_at = -1  # `una` when a window opened again over what was in flight
 
     # -- the application's side ----------------------------------------------
 
@@ -264,7 +265,10 @@ class Sender:
             self.stalled_at = now  # it lives: probe on, for as long as it answers
         if window > self.window == 0 and self.flight.octets and self.una != self.iss:
             # What was sent into the closed window was thrown away: do not wait for the timer.
-            self.flight.lose_all()
+            # But once only, or a peer could have all of it, with two ACKs, as often as it likes.
+            if self._reopened_at != self.una:
+                self._reopened_at = self.una
+                self.flight.lose_all()
             self.round_trip.progressed()
         self.window = window
         if window > self.max_window:

@@ -7,6 +7,7 @@ NEVER = float("inf")  # the time of what is not to happen
 
 MSL = 30.0  # RFC 9293 section 3.4.2 has 120; 30 is what the Internet uses since it runs at gigabits
 TIME_WAIT = 2 * MSL  # MUST-13
+ORPHAN_TIMEOUT = 60.0  # Linux's tcp_fin_timeout: for a FIN that no application waits for
 
 # Retransmission (RFC 6298).  The floor of one second that section 2.4 recommends dates from clocks
 # that ticked every 500 ms; 0.2 is what Linux has, and longer than others delay an ACK (0.04-0.2).

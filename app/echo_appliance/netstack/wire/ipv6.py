@@ -78,14 +78,23 @@ def parse(octets: memoryview) -> Packet:
     packet = Packet(source, destination, protocol, octets[HEADER_SIZE:end], hop_limit=hop_limit)
     start = HEADER_SIZE
     if protocol in _EXTENSIONS:
-        start = _skip_extensions(packet, octets[:end])
+        start = _skip_extensions(packet, octets[:end], HEADER_SIZE)
     packet.header = octets[:start]
     return packet
 
 
-def _skip_extensions(packet: Packet, octets: memoryview) -> int:
+def skip_extensions(packet: Packet) -> None:
+    """Move the payload of a packet that was in fragments behind the headers that it begins with.
+
+    Raises ParseError.
+    """
+    packet.offset, packet.more_follow = 0, False
+    if packet.protocol in _EXTENSIONS:
+        _skip_extensions(packet, packet.payload, 0)
+
+
+def _skip_extensions(packet: Packet, octets: memoryview, start: int) -> int:
     """Move the packet's payload behind the extension headers; return where it starts."""
-    start = HEADER_SIZE
     for _ in range(_EXTENSIONS_LIMIT):
         if packet.protocol not in _EXTENSIONS:
             packet.payload = octets[start:]
@@ -93,7 +102,7 @@ def _skip_extensions(packet: Packet, octets: memoryview) -> int:
         if packet.protocol == HOP_BY_HOP and start != HEADER_SIZE:
             raise ParseError("ipv6-bad-extension")  # RFC 8200 section 4.1: only right at first
         start = _EXTENSIONS[packet.protocol](packet, octets, start)
-        if packet.offset:  # what follows is the middle of something: no more headers
+        if packet.is_fragment:  # headers of what was cut are looked at once that is whole
             packet.payload = octets[start:]
             return start
     raise ParseError("ipv6-too-many-extensions")

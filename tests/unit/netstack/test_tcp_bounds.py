@@ -1,0 +1,157 @@
+"""What time and strangers can make of an endpoint: its memory, its waits, its clocks."""
+
+import gc
+
+import pytest
+
+from echo_appliance.netstack.tcp import endpoint as endpoint_module
+from echo_appliance.netstack.tcp.connection import Connection
+from echo_appliance.netstack.tcp.endpoint import Endpoint
+from echo_appliance.netstack.tcp.settings import MAX_HALF_OPEN
+from echo_appliance.netstack.tcp.states import State
+from echo_appliance.netstack.wire.tcp import ACK, FIN, RST, SYN, Segment
+
+from .peer import in_flight
+from .test_tcp_endpoint import HERE, OTHER, THERE, flooded, host, opened, replies, segment
+
+# -- timers ------------------------------------------------------------------
+
+
+def pinged(endpoint: Endpoint, seconds: int) -> None:
+    """A peer whose window is shut sends an octet now and then, and each wants a delayed ACK."""
+    taken = list[Connection]()
+    endpoint.listen(80, taken.append)
+    opened(endpoint)
+    (connection,) = taken
+    connection.write(b"waits for a window")
+    endpoint.touch(connection)
+    (data,) = replies(endpoint)
+    now, seq = 0.0, 5001
+    ack = (data.seq + len(data.payload)) & 0xFFFFFFFF
+    shut = Segment(4000, 80, seq, ack, ACK, 0)
+    endpoint.receive(THERE, HERE, shut, now)
+    connection.write(b"more")
+    endpoint.touch(connection)
+    endpoint.to_send(now)
+    while now < seconds:
+        endpoint.receive(THERE, HERE, Segment(4000, 80, seq, ack, ACK, 0, memoryview(b"x")), now)
+        seq += 1
+        endpoint.to_send(now)
+        connection.consume(connection.readable)
+        now += 0.05
+        while (at := endpoint.deadline()) is not None and at <= now:
+            endpoint.on_deadline(now)
+            endpoint.to_send(now)
+
+
+def test_timers_of_one_connection_do_not_pile_up() -> None:
+    """Each delayed ACK moves the deadline to and fro; what it was before is not kept."""
+    endpoint = host()
+    pinged(endpoint, 50)
+    assert len(endpoint._timers) < 100
+
+
+def test_connections_that_are_forgotten_are_not_kept_by_their_timers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """TIME-WAIT is bounded, but so has to be what waits for a minute to find that out."""
+    monkeypatch.setattr(endpoint_module, "MAX_TIME_WAIT", 10)
+    endpoint, before = host(), connections_in_memory()
+    endpoint.listen(80, Connection.close)
+    for source in range(1000):
+        endpoint.receive(THERE, HERE, segment(SYN, source=source), 0.0)
+        (answer,) = replies(endpoint)
+        ack = (answer.seq + 1) & 0xFFFFFFFF
+        endpoint.receive(THERE, HERE, segment(ACK, source=source, seq=5001, ack=ack), 0.0)
+        endpoint.to_send(0.0)
+        last = segment(FIN | ACK, source=source, seq=5001, ack=(ack + 1) & 0xFFFFFFFF)
+        endpoint.receive(THERE, HERE, last, 0.0)
+        endpoint.to_send(0.0)
+    assert len(endpoint.connections) == 10
+    assert connections_in_memory() - before < 200
+
+
+def connections_in_memory() -> int:
+    gc.collect()
+    return sum(isinstance(one, Connection) for one in gc.get_objects())
+
+
+# -- TIME-WAIT ---------------------------------------------------------------
+
+
+def client_in_time_wait() -> tuple[Endpoint, Connection]:
+    """Our side opened, and closed first; nobody listens here.  The peer's next number is 5002."""
+    endpoint = host()
+    connection = endpoint.connect(HERE, THERE, 4000, 0.0, local_port=50000)
+    (syn,) = replies(endpoint)
+    ours = (syn.seq + 1) & 0xFFFFFFFF
+    endpoint.receive(THERE, HERE, segment(SYN | ACK, port=50000, ack=ours), 0.0)
+    connection.close()
+    endpoint.to_send(0.0)
+    ack = (ours + 1) & 0xFFFFFFFF
+    endpoint.receive(THERE, HERE, segment(FIN | ACK, port=50000, seq=5001, ack=ack), 0.0)
+    endpoint.to_send(0.0)
+    assert connection.state is State.TIME_WAIT
+    return endpoint, connection
+
+
+def test_time_wait_a_later_syn_to_no_listener_does_not_end_it() -> None:
+    """Anyone could send that SYN, and old duplicates would find a port that knows nothing."""
+    endpoint, connection = client_in_time_wait()
+    endpoint.receive(THERE, HERE, segment(SYN, port=50000, seq=9000), 1.0)
+    assert [one.flags for one in replies(endpoint, 1.0)] == [ACK]
+    assert connection.state is State.TIME_WAIT
+    assert list(endpoint.connections.values()) == [connection]
+
+
+# -- SYN cookies -------------------------------------------------------------
+
+
+def test_cookie_tells_nothing_of_the_round_trip_and_none_is_assumed() -> None:
+    """When its SYN,ACK left is not remembered: a round trip of 0 s would repeat all too soon."""
+    endpoint = host()
+    flooded(endpoint)
+    assert len(endpoint.connections) == MAX_HALF_OPEN
+    opened(endpoint)
+    round_trip = endpoint.connections[THERE, 4000, HERE, 80].sender.round_trip
+    assert round_trip.smoothed is None
+    assert round_trip.rto == 1.0
+
+
+# -- hostile peers -----------------------------------------------------------
+
+
+def test_reset_and_syn_of_the_same_ports_in_one_batch_open_anew() -> None:
+    endpoint = host()
+    endpoint.listen(80, lambda _: None)
+    ack = opened(endpoint)
+    endpoint.receive(THERE, HERE, segment(RST, seq=5001), 1.0)
+    endpoint.receive(THERE, HERE, segment(SYN, seq=7000), 1.0)
+    (answer,) = replies(endpoint, 1.0)
+    assert (answer.flags, answer.ack) == (SYN | ACK, 7001)
+    assert ack.ack != answer.seq
+
+
+def test_window_shut_and_opened_over_and_over_does_not_have_all_repeated_each_time() -> None:
+    """Else 80 octets of ACKs would bring a whole window, for as long as the peer likes."""
+    peer = in_flight(10)
+    repeated = 0
+    for _ in range(100):
+        repeated += len(peer.sends(window=0, ack=peer.connection.sender.una & 0xFFFFFFFF))
+        repeated += len(peer.sends(ack=peer.connection.sender.una & 0xFFFFFFFF))
+    assert repeated <= 20
+
+
+def test_flood_of_another_leaves_half_open_slots_when_it_times_out() -> None:
+    endpoint = host()
+    flooded(endpoint)
+    now = 0.0
+    while (at := endpoint.deadline()) is not None:
+        now = at
+        endpoint.on_deadline(now)
+        endpoint.to_send(now)
+    assert endpoint.connections == {}
+    assert now < 400
+    endpoint.receive(OTHER, HERE, segment(SYN), now)
+    assert len(replies(endpoint, now)) == 1
+    assert len(endpoint.connections) == 1
