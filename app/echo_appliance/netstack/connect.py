@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     from .tcp.connection import Connection
 
 # Two segments of 45 x 1,448 octets, as a tap with an MTU of 1500 cuts them: one that straddles two
-# reads costs a copy, and larger reads cost page faults, since malloc maps them anew (64 KiB 6.5
-# Gbit/s, 256 KiB 11.5, this 12.3).
+# reads costs a copy.  CPU time for 512 MiB: 0.24 s by 64 KiB, 0.22 by 256 KiB, 0.21 by this.
 READ_SIZE = 2 * 45 * 1448
 
 

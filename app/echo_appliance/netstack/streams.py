@@ -9,7 +9,7 @@ pseudo-header.  Source: virtio 1.2 section 5.1.6.2; RFC 9293 section 3.1.
 import struct
 
 from ..errors import ParseError
-from .checksum import is_valid, pseudo_header_sum
+from .checksum import is_valid, partial_sum, pseudo_header_sum
 from .tcp.connection import Connection
 from .tcp.endpoint import Endpoint
 from .wire import ipv4, ipv6, tcp
@@ -117,9 +117,8 @@ class Streams:
         if self._port.checksums:
             prefix = self._offload(way, len(header), len(payload), mss)
         else:
-            # One division for all; a header's length is even, so that it stands apart.
-            total = int.from_bytes(payload, "big") << 8 * (len(payload) & 1)
-            so_far = -(so_far + int.from_bytes(header, "big") + total) % 65535
+            # A header has an even length, so that it may be summed apart, and needs no division.
+            so_far = -(so_far + int.from_bytes(header, "big") + partial_sum(payload)) % 65535
         header[16] = so_far >> 8
         header[17] = so_far & 0xFF
         if len(addresses) == 8:

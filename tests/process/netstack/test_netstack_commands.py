@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -112,6 +113,20 @@ def test_connect_sends_a_file_and_shows_what_comes_back(
     assert states[:2] == ["SYN-SENT", "ESTABLISHED"]
     assert "FIN-WAIT-1" in states or "CLOSE-WAIT" in states
     assert done.returncode == 0
+
+
+def test_connect_reads_into_memory_that_was_used_before(tap: Net, tmp_path: Path) -> None:
+    file = tmp_path / "data"
+    faults = []
+    for size in (0, 32 << 20):
+        file.write_bytes(bytes(size))
+        before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_minflt
+        with kernel_echo() as port:
+            command = [*NETSTACK, "connect", *TAP, "--send", str(file), f"{KERNEL}:{port}"]
+            subprocess.run(command, stdout=subprocess.DEVNULL, timeout=60, check=True)
+        faults.append(resource.getrusage(resource.RUSAGE_CHILDREN).ru_minflt - before)
+    # 8,192 pages went each way; the 512 that two windows have would do.
+    assert faults[1] - faults[0] < 2048
 
 
 def test_connect_moves_standard_input_as_it_comes(tap: Net) -> None:

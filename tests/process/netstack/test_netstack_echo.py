@@ -86,6 +86,22 @@ def test_discard_takes_all_and_sends_nothing(net: Net) -> None:
         assert echo(pattern(5_000_000), sock) == b""
 
 
+def test_bulk_is_taken_into_memory_that_was_used_before(net: Net) -> None:
+    server = net.serve(net.tap())
+    with connect(DISCARD) as sock:
+        assert echo(bytes(4 << 20), sock) == b""
+    before = _page_faults(server.pid)
+    with connect(DISCARD) as sock:
+        assert echo(bytes(32 << 20), sock) == b""
+    # 8,192 pages were taken in; the 256 that a window has would do.
+    assert _page_faults(server.pid) - before < 1024
+
+
+def _page_faults(pid: int) -> int:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[7])
+
+
 @pytest.mark.parametrize("mtu", [1280, 1500, 9000, 65521])
 def test_mtu_of_the_link_is_kept(net: Net, mtu: int) -> None:
     net.serve(net.tap(mtu=mtu), "--mtu", str(mtu))
