@@ -29,10 +29,20 @@ MS_REC, MS_PRIVATE = 0x4000, 0x40000  # include/uapi/linux/mount.h
 COMMAND = (sys.executable, "-m", "echo_appliance", "dispatch")
 DEADLINE = 20.0
 
-# LISTEN_PID must be the process that takes the sockets: this stub becomes the command.
-STUB = """
-import os, sys
+# Moves what was passed to 3 and up, where Popen has a pipe of its own until this runs; LISTEN_PID
+# must be the process that takes the sockets.
+TAKING = """
+import fcntl, os, sys
+passed = [int(number) for number in os.environ.pop("PASSED").split()]
+free = 3 + len(passed)
+copies = [fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, free) for number in passed]
+for number in passed:
+    os.set_inheritable(number, False)
+for number, copy in enumerate(copies, 3):
+    os.dup2(copy, number)
 os.environ["LISTEN_PID"] = str(os.getpid())
+"""
+STUB = f"""{TAKING}
 os.execv(sys.executable, [sys.executable, "-m", "echo_appliance", *sys.argv[1:]])
 """
 _WITHOUT_NETWORK = ("unshare", "--net")  # a namespace with not even a loopback that is up
@@ -125,18 +135,15 @@ class Space:
         words = self.command(*words)[3:] if mode == "dispatch" else [mode, *words]
         names = ":".join(name for name, _ in passed)
         numbers = [sock.fileno() for _, sock in passed]
-        handed = {"LISTEN_FDS": str(len(passed)), "LISTEN_FDNAMES": names}
-
-        def place() -> None:  # to 3 and up, by way of numbers that are free
-            high = [os.dup2(number, 100 + index) for index, number in enumerate(numbers)]
-            for index, number in enumerate(high):
-                os.dup2(number, 3 + index)
-
+        handed = {
+            "LISTEN_FDS": str(len(passed)),
+            "LISTEN_FDNAMES": names,
+            "PASSED": " ".join(map(str, numbers)),
+        }
         return subprocess.Popen(
             [*(_WITHOUT_NETWORK if without_network else ()), sys.executable, "-c", stub, *words],
             env={**os.environ, **handed, **environment},
-            preexec_fn=place, pass_fds=range(3, 3 + len(passed)),
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            pass_fds=numbers, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
 
     def register(self, *passed: tuple[str, socket.socket], label: str = "") -> Done:

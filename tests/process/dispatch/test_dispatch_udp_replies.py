@@ -14,12 +14,10 @@ import pytest
 
 from tests.process.dispatch.clients import ask, connected, is_empty
 from tests.process.dispatch.sidecars import eventually
-from tests.process.dispatch.space import DEADLINE, STUB, Space
+from tests.process.dispatch.space import DEADLINE, STUB, TAKING, Space
 
 # The command with a shorter life of idle flows, so that a test can wait for their end.
-_SHORT_LIVED = """
-import os, sys
-os.environ["LISTEN_PID"] = str(os.getpid())
+_SHORT_LIVED = f"""{TAKING}
 from echo_appliance.echo import replies
 replies.IDLE_SECONDS = 1.0
 from echo_appliance.__main__ import main
