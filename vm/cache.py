@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vm.archive import uncompress
 from vm.errors import VmError
 from vm.once import contained, made, recipe_hash
 
@@ -105,7 +106,7 @@ def data_disk(folder: Path, archive: Path, extra: Mapping[str, Path]) -> Path:
     """Return a new disk that holds the image's archive and, by name, other folders."""
     tree, disk = folder / "data", folder / "data.ext4"
     tree.mkdir()
-    shutil.copy(archive, tree)
+    uncompress(archive, tree / archive.name)
     for name, source in extra.items():
         shutil.copytree(source, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
     size = sum(path.stat().st_size for path in tree.rglob("*")) + (16 << 20)

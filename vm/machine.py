@@ -34,7 +34,7 @@ FAILURES = re.compile(r"^vm: (?!initramfs done).*|.*Ignition has failed.*|.*Kern
 KERNEL_ARGUMENTS = (
     "console=ttyS0 rw quiet systemd.show_status=no audit=0 "
     # A throw-away guest has nothing to protect, and emulation pays for each of these.
-    "mitigations=off init_on_alloc=0"
+    "mitigations=off init_on_alloc=0 lsm=capability rcupdate.rcu_expedited=1"
 )
 
 

@@ -31,6 +31,8 @@ masked=(
     podman.socket podman-auto-update.timer podman-auto-update.service podman-restart.service podman-clean-transient.service
     netavark-dhcp-proxy.socket netavark-firewalld-reload.service ssh.service ssh.socket
     getty@tty1.service sshd-keygen.service systemd-random-seed.service modprobe@.service
+    kmod-static-nodes.service systemd-tmpfiles-setup-dev-early.service systemd-sysusers.service
+    systemd-journal-flush.service systemd-modules-load.service
 )
 # The same of the user's manager: agents of GnuPG and ssh.
 masked_of_user=(
@@ -60,8 +62,8 @@ configure() {
     # Debian's Ignition was built to relabel what it writes, and reads this to learn the policy's name.
     mkdir -p "$root/etc/selinux"
     printf 'SELINUX=disabled\nSELINUXTYPE=none\n' >"$root/etc/selinux/config"
-    # CID 1, the guest itself; the transport to the host is loaded by its device.
-    echo vsock_loopback >"$root/etc/modules-load.d/vsock.conf"
+    # CID 1, the guest itself, along with the transport to the host, which systemd loads when it starts.
+    echo 'softdep vmw_vsock_virtio_transport post: vsock_loopback' >"$root/etc/modprobe.d/vsock.conf"
     # Debian's Ignition leaves keys where CoreOS's sshd looks for them.
     printf '%s\n' 'AuthorizedKeysCommand /usr/bin/cat %h/.ssh/authorized_keys.d/ignition' \
         'AuthorizedKeysCommandUser root' >"$root/etc/ssh/sshd_config.d/ignition.conf"
