@@ -125,16 +125,19 @@ def run(
     inside: Sequence[str] = (),
 ) -> None:
     """Run a tool to its end, `inside` another's argv.  Raises VmError with what it said."""
+    if missing := [argv[0] for argv in (inside, command) if argv and not shutil.which(argv[0])]:
+        raise VmError(f"no {missing[0]}: scripts/setup vm installs what is missing")
     done = subprocess.run(
         [*inside, *command],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        errors="replace",
         cwd=folder,
         env={**os.environ, **(env or {})},
         check=False,
     )
     if done.returncode != 0:
         said = done.stdout.strip().splitlines()[-5:] or ["it said nothing"]
-        raise VmError(f"{command[0]} failed with {done.returncode}: " + "\n  ".join(said))
+        raise VmError(f"{command[0]} failed with {done.returncode}: " + "; ".join(said))
