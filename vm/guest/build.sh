@@ -40,6 +40,12 @@ masked_of_user=(
     gpg-agent-ssh.socket keyboxd.socket ssh-agent.socket
 )
 
+# And programs that look for what this guest never has, each a process at every start of a manager.
+masked_generators=(
+    bless-boot cryptsetup debug fstab gpt-auto hibernate-resume integritysetup rc-local run
+    system-update sysv tpm2 veritysetup
+)
+
 install_debian() {
     local IFS=,
     # No mirror is named: mmdebstrap then takes the suite's own default.
@@ -54,6 +60,11 @@ configure() {
     local unit
     for unit in "${masked[@]}"; do ln -sf /dev/null "$root/etc/systemd/system/$unit"; done
     for unit in "${masked_of_user[@]}"; do ln -sf /dev/null "$root/etc/systemd/user/$unit"; done
+    mkdir -p "$root"/etc/systemd/{system,user}-generators
+    for unit in "${masked_generators[@]}"; do
+        ln -s /dev/null "$root/etc/systemd/system-generators/systemd-$unit-generator"
+    done
+    ln -s /dev/null "$root/etc/systemd/user-generators/systemd-xdg-autostart-generator"
     # No host name and no machine id, as on any image: Ignition brings the one, and without the other
     # systemd sees a first boot and applies the presets that Ignition wrote.
     rm -f "$root/etc/hostname" "$root/etc/machine-id" "$root/var/lib/dbus/machine-id"
