@@ -37,7 +37,7 @@ FAILURES = re.compile(r"^vm: (?!initramfs done).*|.*Ignition has failed.*|.*Kern
 KERNEL_ARGUMENTS = (
     "console=ttyS0 rw quiet systemd.show_status=no audit=0 "
     # A throw-away guest has nothing to protect, and emulation pays for each of these.
-    "mitigations=off init_on_alloc=0 lsm=capability rcupdate.rcu_expedited=1"
+    "mitigations=off init_on_alloc=0 lsm=capability"
 )
 
 
@@ -189,7 +189,10 @@ class Machine:
 
     def failure(self) -> str | None:
         """Return what the console says of a boot that failed; None while it says nothing so."""
-        told = FAILURES.findall(self.console())
+        console = self.console()
+        told: list[str] = FAILURES.findall(console)
+        if told:  # of a panic, the place where it began
+            told = re.findall("RIP: .*", console)[:1] + told
         return "; ".join(line.strip() for line in told) or None
 
     def console(self) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import vm.machine
 from tests.vm.conftest import CID, Booted, Parts, wait_until
 from vm import cache, once
 from vm.__main__ import find_key, make_key
@@ -144,6 +145,14 @@ def test_guest_that_never_echoes_is_given_up_with_its_console(parts: Parts) -> N
             VmError, match=r"no echo within 1 s; the console ends with:\n(.*\n)*vm: "
         ):
             machine.wait_for_echo(1)
+
+
+def test_kernel_panic_is_told_at_once(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vm.machine, "KERNEL_ARGUMENTS", "console=ttyS0 rdinit=/nowhere")
+    plan = Plan(SPARE_CID, parts.ignition, parts.data)
+    panic = pytest.raises(VmError, match="Kernel panic - not syncing: VFS: Unable to mount root")
+    with Folder() as folder, Machine(plan, folder) as machine, panic:
+        machine.wait_for_echo(60)
 
 
 def test_image_that_is_empty_is_given_up(parts: Parts, tmp_path: Path) -> None:
