@@ -8,38 +8,64 @@ empty: end after the probe).
 from __future__ import annotations
 
 import os
+import re
 import signal
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from echo_appliance.probe import probe
 from echo_appliance.target import parse_target
+from echo_appliance.text import whole_number
 from vm import cache, ignition
 from vm.errors import VmError
 from vm.machine import Folder, Machine, Plan, check_image, write_ssh_config
 from vm.vsock import check_cid
 
 ARCHIVE = cache.REPOSITORY / "build" / "echo-appliance.oci.tar"
+PUBLIC_KEY = re.compile(r"(ssh|ecdsa|sk-ssh|sk-ecdsa)-\S+ \S+[^\n]*")
 KEYS = ("id_ed25519.pub", "id_ecdsa.pub", "id_rsa.pub")
 LEAST_MEMORY = 1024  # MiB: below it the first podman is killed for lack of it
+ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LIMIT = {"kvm": 120, "tcg": 300}  # seconds until a guest that does not answer is given up
 
 
 def main(environment: Mapping[str, str]) -> int:
     """Run one VM until Ctrl-C; return the exit status."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in ENDINGS:
+        signal.signal(number, end)
     try:
         with Folder() as folder:
             return run(folder, environment)
     except VmError as error:
-        show_progress(None)
-        print(f"vm: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print()
-        return 130
+        tell(str(error))
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        tell(f"{where}{error.strerror}")
+    except Ended as ended:
+        return 128 + ended.number
+    return 1
+
+
+class Ended(BaseException):
+    """A signal asks us to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def end(number: int, _frame: object) -> None:
+    """End, once: what is removed on the way out is removed however often Ctrl-C is pressed."""
+    for one in ENDINGS:
+        signal.signal(one, signal.SIG_IGN)
+    raise Ended(number)
+
+
+def tell(words: str) -> None:
+    """Say what went wrong."""
+    show_progress(None)
+    print(f"vm: {words}", file=sys.stderr)
 
 
 def run(folder: Path, environment: Mapping[str, str]) -> int:
@@ -72,10 +98,11 @@ def run(folder: Path, environment: Mapping[str, str]) -> int:
 
 def tell_how(folder: Path, config: Path) -> None:
     """Print what to do with the VM."""
-    print(f"vm: log in    ssh -F {config} vm")
-    print(
-        f"vm: console   socat -,rawer,escape=0x1d unix-connect:{folder}/console   (leave: Ctrl-])"
-    )
+    # The folder is its owner's: with sudo, root's.
+    sudo = "sudo " if os.environ.get("SUDO_USER") else ""
+    print(f"vm: log in    {sudo}ssh -F {config} vm")
+    console = f"socat -,rawer,escape=0x1d unix-connect:{folder}/console"
+    print(f"vm: console   {sudo}{console}   (leave: Ctrl-])")
     print("vm: stop      Ctrl-C here", flush=True)
 
 
@@ -88,9 +115,10 @@ def show_progress(seconds: float | None) -> None:
 
 def check_memory(text: str) -> int:
     """Return the MiB that a user wrote."""
-    if not text.isascii() or not text.isdigit() or int(text) < LEAST_MEMORY:
+    memory = whole_number(text)
+    if memory is None or memory < LEAST_MEMORY:
         raise VmError(f"MEM={text} is too little, or no number: MiB, at least {LEAST_MEMORY}")
-    return int(text)
+    return memory
 
 
 def find_key(folder: Path, given: str | None) -> tuple[Path | None, str]:
@@ -101,17 +129,22 @@ def find_key(folder: Path, given: str | None) -> tuple[Path | None, str]:
     own = [Path.home() / ".ssh" / name for name in KEYS]
     for path in [Path(given)] if given else own:
         try:
-            return None, path.read_text().strip()
+            key = path.read_text(errors="replace").strip()
         except OSError as error:
             if given:
                 raise VmError(f"KEY={given} cannot be read: {error.strerror}") from None
+            continue
+        if PUBLIC_KEY.fullmatch(key):
+            return None, key
+        # A private key least of all: the guest's configuration is no place for it.
+        raise VmError(f"KEY={path} is no ssh public key: give the file that ends in .pub")
     return make_key(folder)
 
 
 def make_key(folder: Path) -> tuple[Path, str]:
     """Make a key pair in the folder; return the private one's file and the public one."""
     private = folder / "key"
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", private], check=True)
+    cache.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(private)])
     return private, private.with_suffix(".pub").read_text().strip()
 
 

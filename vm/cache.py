@@ -1,27 +1,23 @@
-"""What a VM is made from, made once: the guest, the vsock device, butane.
+"""What a VM is made from, made once (vm/once.py): the guest, the vsock device, butane.
 
-Everything is below ~/.cache/echo-appliance, in folders named by a hash of their recipe; a folder
-gets its name only when it is finished.  Nothing is installed: scripts/setup vm does that.
+Nothing is installed: scripts/setup vm does that.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import hashlib
 import os
 import shutil
 import subprocess
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vm.archive import uncompress
 from vm.errors import VmError
+from vm.once import contained, made, recipe_hash
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parent
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "echo-appliance"
 
 DATA_LABEL = "echo-data"
 
@@ -51,16 +47,15 @@ class Guest:
 def guest() -> Guest:
     """Return the guest; builds it (a minute) when there is none or its recipe has changed."""
     recipe = HERE / "guest"
-    key = _hash(path.read_bytes() for path in sorted(recipe.iterdir()))
+    key = recipe_hash(path.read_bytes() for path in sorted(recipe.iterdir()))
 
     def build(folder: Path) -> None:
         if os.geteuid() != 0:
-            raise VmError("building the guest needs root, once: sudo make vm, or give IMAGE=")
-        # In a mount namespace: an interrupted build leaves no mount in what is removed then.
-        private = ["unshare", "--mount", "--propagation", "private"]
-        _run([*private, str(recipe / "build.sh"), str(folder)])
+            raise VmError("building the guest needs root: sudo make vm, or give IMAGE=")
+        _tell("the guest, once: about a minute")
+        run([str(recipe / "build.sh"), str(folder)], inside=contained())
 
-    folder = _made(f"vm-guest-{key}", build, "the guest, once: about a minute")
+    folder = made("vm-guest", key, build)
     return Guest(folder / "disk.ext4", folder / "vmlinux", folder / "initramfs.cpio")
 
 
@@ -72,12 +67,13 @@ def vsock_device() -> str:
         raise VmError("neither vhost_vsock nor vhost-device-vsock: modprobe vhost_vsock")
 
     def build(folder: Path) -> None:
-        _run([*DEVICE_RECIPE, str(folder / "root")])
+        _tell("the vsock device")
+        run([*DEVICE_RECIPE, str(folder / "root")], inside=contained())
         shutil.copy(folder / "root/usr/bin/vhost-device-vsock", folder)
         shutil.rmtree(folder / "root")
 
-    key = _hash([" ".join(DEVICE_RECIPE).encode()])
-    return str(_made(f"vm-vsock-{key}", build, "the vsock device") / "vhost-device-vsock")
+    key = recipe_hash([" ".join(DEVICE_RECIPE).encode()])
+    return str(made("vm-vsock", key, build) / "vhost-device-vsock")
 
 
 def butane() -> list[str]:
@@ -85,8 +81,8 @@ def butane() -> list[str]:
     if installed := shutil.which("butane"):
         return [installed]
     if shutil.which("go"):
-        key = _hash([BUTANE_MODULE.encode()])
-        return [str(_made(f"butane-{key}", _build_butane, f"butane {BUTANE_VERSION}") / "butane")]
+        key = recipe_hash([BUTANE_MODULE.encode()])
+        return [str(made("butane", key, _build_butane) / "butane")]
     if shutil.which("podman"):
         mounted = f"--volume={REPOSITORY}:{REPOSITORY}:ro"
         return ["podman", "run", "--rm", "--interactive", "--security-opt=label=disable",
@@ -95,75 +91,53 @@ def butane() -> list[str]:
 
 
 def _build_butane(folder: Path) -> None:
+    _tell(f"butane {BUTANE_VERSION}")
     (folder / "go.mod").write_text(BUTANE_MODULE)
     version = f"-X {BUTANE_PACKAGE}/version.Raw={BUTANE_VERSION}"
     build = ["go", "build", "-mod=mod", "-trimpath", "-ldflags", f"-s -w {version}"]
-    _run([*build, "-o", "butane", BUTANE_PACKAGE], folder, {"GOFLAGS": ""})
+    run([*build, "-o", "butane", BUTANE_PACKAGE], folder, {"GOFLAGS": ""})
+
+
+def _tell(what: str) -> None:
+    print(f"vm: making {what}", flush=True)
 
 
 def data_disk(folder: Path, archive: Path, extra: Mapping[str, Path]) -> Path:
     """Return a new disk that holds the image's archive and, by name, other folders."""
     tree, disk = folder / "data", folder / "data.ext4"
     tree.mkdir()
-    shutil.copy(archive, tree)
+    uncompress(archive, tree / archive.name)
     for name, source in extra.items():
         shutil.copytree(source, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
     size = sum(path.stat().st_size for path in tree.rglob("*")) + (16 << 20)
     with disk.open("wb") as file:
         file.truncate(size)
-    _run(["mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-L", DATA_LABEL,
-          "-E", "root_owner=0:0", "-d", str(tree), str(disk)])  # fmt: skip
+    run(["mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-L", DATA_LABEL,
+         "-E", "root_owner=0:0", "-d", str(tree), str(disk)])  # fmt: skip
     shutil.rmtree(tree)
     return disk
 
 
-def _made(name: str, build: Callable[[Path], None], what: str) -> Path:
-    """Return the folder of this name; builds it when it is not there, one builder at a time."""
-    made = CACHE / name
-    if made.is_dir():
-        return made
-    with _locked(CACHE / f"{name}.lock"):
-        if made.is_dir():
-            return made
-        print(f"vm: making {what}", flush=True)
-        building = Path(tempfile.mkdtemp(prefix="vm-building-", dir=CACHE))
-        try:
-            building.chmod(0o755)
-            build(building)
-            building.rename(made)
-        finally:
-            shutil.rmtree(building, ignore_errors=True)
-    return made
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _run(
-    command: Sequence[str], folder: Path | None = None, env: Mapping[str, str] | None = None
+def run(
+    command: Sequence[str],
+    folder: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    inside: Sequence[str] = (),
 ) -> None:
+    """Run a tool to its end, `inside` another's argv.  Raises VmError with what it said."""
+    if missing := [argv[0] for argv in (inside, command) if argv and not shutil.which(argv[0])]:
+        raise VmError(f"no {missing[0]}: scripts/setup vm installs what is missing")
     done = subprocess.run(
-        command,
+        [*inside, *command],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        errors="replace",
         cwd=folder,
         env={**os.environ, **(env or {})},
         check=False,
     )
     if done.returncode != 0:
         said = done.stdout.strip().splitlines()[-5:] or ["it said nothing"]
-        raise VmError(f"{command[0]} failed with {done.returncode}: " + "\n  ".join(said))
-
-
-def _hash(parts: Iterable[bytes]) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
-    return digest.hexdigest()[:16]
+        raise VmError(f"{command[0]} failed with {done.returncode}: " + "; ".join(said))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -24,7 +25,9 @@ from vm.errors import VmError
 
 PREFIX = "echo-appliance-vm-"
 QCOW2 = b"QFI\xfb"  # docs/interop/qcow2.txt
-TOOLS = ("qemu-system-x86_64", "qemu-img")
+TOOLS = ("qemu-system-x86_64", "qemu-img", "setpriv")
+PLACE_LIMIT = 45  # of 107: the folder's own name, the longest in it, and 17 octets that ssh adds
+ROOM = 512 << 20  # a first boot writes 150 MiB
 PORT = 3000
 SSH_PORT = 22
 
@@ -34,7 +37,7 @@ FAILURES = re.compile(r"^vm: (?!initramfs done).*|.*Ignition has failed.*|.*Kern
 KERNEL_ARGUMENTS = (
     "console=ttyS0 rw quiet systemd.show_status=no audit=0 "
     # A throw-away guest has nothing to protect, and emulation pays for each of these.
-    "mitigations=off init_on_alloc=0"
+    "mitigations=off init_on_alloc=0 lsm=capability"
 )
 
 
@@ -75,7 +78,9 @@ class Machine:
 
     def _start(self) -> None:
         if missing := [tool for tool in TOOLS if not shutil.which(tool)]:
-            raise VmError(f"no {' and no '.join(missing)}: scripts/setup vm installs QEMU")
+            raise VmError(
+                f"no {' and no '.join(missing)}: scripts/setup vm installs what is missing"
+            )
         if self._plan.image is not None:
             check_image(self._plan.image)
         self._claim = vsock.Claim(self._plan.cid)
@@ -127,9 +132,11 @@ class Machine:
         self._run()
 
     def wait(self) -> None:
-        """Return when the guest has ended."""
-        if self._qemu is not None:
-            self._qemu.wait()
+        """Return when the guest has ended.  Raises VmError when QEMU did not end by itself."""
+        if self._qemu is not None and (status := self._qemu.wait()) != 0:
+            raise VmError(
+                f"QEMU was ended by signal {-status}" if status < 0 else self._last_words()
+            )
 
     @property
     def seconds(self) -> float:
@@ -171,13 +178,21 @@ class Machine:
         if told := self.failure():
             raise VmError(told)
         if self._qemu is not None and self._qemu.poll() is not None:
-            said = (self.folder / "qemu.log").read_text(errors="replace").strip()
-            reason = said.splitlines()[-1] if said else f"the console ends with:\n{self.tail()}"
-            raise VmError(f"QEMU ended: {reason}")
+            raise VmError(self._last_words())
+        if told := self.vsock.failure():
+            raise VmError(told)
+
+    def _last_words(self) -> str:
+        said = (self.folder / "qemu.log").read_text(errors="replace").strip()
+        reason = said.splitlines()[-1] if said else f"the console ends with:\n{self.tail()}"
+        return f"QEMU ended: {reason}"
 
     def failure(self) -> str | None:
         """Return what the console says of a boot that failed; None while it says nothing so."""
-        told = FAILURES.findall(self.console())
+        console = self.console()
+        told: list[str] = FAILURES.findall(console)
+        if told:  # of a panic, the place where it began
+            told = re.findall("RIP: .*", console)[:1] + told
         return "; ".join(line.strip() for line in told) or None
 
     def console(self) -> str:
@@ -248,13 +263,17 @@ def make_overlay(overlay: Path, base: Path, form: str) -> None:
     """Make the disk that takes the guest's writes, once: a second start goes on with it."""
     if not overlay.exists():
         create = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(base), "-F", form]
-        subprocess.run([*create, str(overlay)], check=True)
+        cache.run([*create, str(overlay)])
 
 
 class Folder:
-    """A scratch folder with a short name (a unix socket's path has 107 octets); use `with`."""
+    """A scratch folder with a short name (a unix socket's path has 107 octets); use `with`.
+
+    Raises VmError where TMPDIR is no place for it.
+    """
 
     def __init__(self) -> None:
+        check_place(tempfile.gettempdir())
         # Named after the owner's process id, by which a later one knows whether it still lives.
         for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
             owner = path.name.removeprefix(PREFIX).partition("-")[0]
@@ -269,12 +288,23 @@ class Folder:
         shutil.rmtree(self.path, ignore_errors=True)
 
 
+def check_place(folder: str) -> None:
+    """Raise VmError unless QEMU and ssh can have their sockets and disks in this folder."""
+    if "," in folder or " " in folder or len(os.fsencode(folder)) > PLACE_LIMIT:
+        wanted = f"without comma or space, of at most {PLACE_LIMIT} octets"
+        raise VmError(f"TMPDIR={folder}: choose another, {wanted}")
+    if shutil.disk_usage(folder).free < ROOM:
+        raise VmError(f"{folder} has no room: {ROOM >> 20} MiB for what a VM writes, or set TMPDIR")
+
+
 def write_ssh_config(folder: Path, machine: Machine, key: Path | None) -> Path:
     """Write the configuration by which `ssh -F` reaches the guest, as host "vm", over vsock."""
-    proxy = f"env PYTHONPATH={cache.REPOSITORY} {sys.executable} -m vm.vsock"
+    path = f"PYTHONPATH={cache.REPOSITORY}"
+    proxy = ["env", path, sys.executable, "-m", "vm.vsock", machine.target(SSH_PORT)]
     lines = [
         "Host vm",
-        f"ProxyCommand {proxy} {machine.target(SSH_PORT)}",
+        # A shell reads it, after ssh has looked for its own %-words.
+        f"ProxyCommand {shlex.join(proxy).replace('%', '%%')}",
         "ProxyUseFdpass yes",
         "User core",
         # Its host key is new with every boot, and the way to it is not a network.
@@ -289,6 +319,6 @@ def write_ssh_config(folder: Path, machine: Machine, key: Path | None) -> Path:
         "ServerAliveInterval 10",
         *([f"IdentityFile {key}", "IdentitiesOnly yes"] if key else []),
     ]
-    path = folder / "ssh_config"
-    path.write_text("\n".join(lines) + "\n")
-    return path
+    config = folder / "ssh_config"
+    config.write_text("\n".join(lines) + "\n")
+    return config

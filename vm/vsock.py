@@ -19,6 +19,7 @@ from pathlib import Path
 
 from echo_appliance.probe import ProbeError, connect
 from echo_appliance.target import parse_target
+from echo_appliance.text import whole_number
 from vm.cache import vsock_device
 from vm.errors import VmError
 
@@ -43,6 +44,10 @@ class KernelVsock:
     def target(self, port: int) -> str:
         """Return a port of the guest as the probe takes it."""
         return f"vsock:{self._cid}:{port}"
+
+    def failure(self) -> str | None:
+        """Return why there is no way in any more; the device goes with QEMU."""
+        return None
 
     def close(self) -> None:
         """Nothing to end: the device goes with QEMU."""
@@ -85,9 +90,18 @@ class UserVsock:
         deadline = time.monotonic() + 10
         while not self._control.exists():
             if device.poll() is not None or time.monotonic() > deadline:
-                said = self._log.read_text(errors="replace").strip().splitlines() or ["nothing"]
-                raise VmError(f"vhost-device-vsock does not start: {said[-1]}")
+                raise VmError(f"vhost-device-vsock does not start: {self._said()}")
             time.sleep(0.01)
+
+    def _said(self) -> str:
+        said = self._log.read_text(errors="replace").strip().splitlines()
+        return said[-1] if said else "it says nothing"
+
+    def failure(self) -> str | None:
+        """Return why there is no way in any more; None while there is."""
+        if self._device is None or self._device.poll() is None:
+            return None
+        return f"the vsock device ended: {self._said()}"
 
     def target(self, port: int) -> str:
         """Return a port of the guest as the probe takes it."""
@@ -119,9 +133,10 @@ def _opens(path: str) -> bool:
 
 def check_cid(text: str) -> int:
     """Return the CID that a user wrote.  Raises VmError for one that no guest can have."""
-    if not text.isascii() or not text.isdigit() or not FIRST_CID <= int(text) <= LAST_CID:
+    cid = whole_number(text)
+    if cid is None or not FIRST_CID <= cid <= LAST_CID:
         raise VmError(f"CID={text} is none for a guest: {FIRST_CID} to {LAST_CID}")
-    return int(text)
+    return cid
 
 
 class Claim:

@@ -13,7 +13,6 @@ systemd.io/CONTAINER_INTERFACE.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import signal
@@ -24,9 +23,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from vm.once import contained, made, recipe_hash
+
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
-CACHE = Path.home() / ".cache" / "echo-appliance"
 PREFIX = "echo-appliance-machine-"
 TOOLS = ("mmdebstrap", "unshare", "nsenter", "setpriv")
 # systemd as PID 1 raises these for the whole machine; they are in no namespace.
@@ -74,23 +74,13 @@ def cgroup2_mounts() -> list[Path]:
 def rootfs() -> Path:
     """Returns the cached root; builds it (25 s) when there is none or its recipe has changed."""
     recipe = HERE / "rootfs.sh"
-    key = hashlib.sha256(recipe.read_bytes()).hexdigest()[:16]
-    cached = CACHE / f"machine-{key}"
-    if cached.is_dir():
-        return cached
-    CACHE.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix="machine-building-", dir=CACHE))
-    # In a mount namespace: an interrupted build leaves no mount in what is removed below.
-    command = ["unshare", "--mount", "--propagation", "private", str(recipe), str(building)]
-    try:
-        subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
-        building.chmod(0o755)  # mkdtemp's 0700 would be the mode of the guest's /
-        building.rename(cached)  # only a finished root gets the name
-    except subprocess.CalledProcessError as error:
-        raise GuestError(f"{recipe} ended with {error.returncode}: see its output") from None
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-    return cached
+
+    def build(folder: Path) -> None:
+        done = subprocess.run([*contained(), recipe, folder], stdin=subprocess.DEVNULL)
+        if done.returncode != 0:
+            raise GuestError(f"{recipe} ended with {done.returncode}: see its output")
+
+    return made("machine", recipe_hash([recipe.read_bytes()]), build)
 
 
 def assign(variables: dict[str, str]) -> list[str]:

@@ -25,7 +25,8 @@ from typing import Any
 
 import pytest
 
-from tests.machine.guest import CACHE, REPOSITORY, Guest, GuestError, why_not
+from tests.machine.guest import REPOSITORY, Guest, GuestError, why_not
+from vm.once import CACHE
 
 REPORT_FD = "ECHO_MACHINE_REPORT_FD"
 """Set inside the guest: the descriptor that reports are written to."""

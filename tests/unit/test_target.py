@@ -5,7 +5,6 @@ import socket
 import pytest
 
 from echo_appliance.errors import ParseError
-from echo_appliance.forward import target as forward_target
 from echo_appliance.target import parse_target
 
 
@@ -70,8 +69,3 @@ def test_target_text_means_this_address(
 def test_target_text_that_means_nothing_raises_in_words(text: str, words: str) -> None:
     with pytest.raises(ParseError, match=words.replace("[", r"\[")):
         parse_target(text)
-
-
-def test_target_of_forward_behind_a_vsock_device_raises_in_words() -> None:
-    with pytest.raises(ParseError, match="a VM is forwarded to by vsock:CID:PORT"):
-        forward_target.parse("vsock-uds:/run/vm.vsock:3000")

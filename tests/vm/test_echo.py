@@ -2,29 +2,48 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import tarfile
 import time
+from collections.abc import Iterator
+from typing import Any
 
 from testinfra.host import Host
 
-from echo_appliance.probe import probe
+from echo_appliance.probe import connect, probe
 from echo_appliance.target import parse_target
 from tests.vm.conftest import APP, Booted, wait_until
+from vm.__main__ import ARCHIVE
 from vm.vsock import UserVsock
 
 IMAGE = "localhost/echo-appliance:latest"
 SERVICE = "echo@demo.service"
 
-# Hands a SEQPACKET listener to the image: no .socket unit makes one on vsock.
-SEQPACKET = f"""\
-import os, socket
-with socket.socket(socket.AF_VSOCK, socket.SOCK_SEQPACKET) as listener:
-    listener.bind((socket.VMADDR_CID_ANY, 3011))
+# Hands a vsock listener to the image; no .socket unit makes one that is SEQPACKET.
+LISTENER = f"""\
+import os, socket, sys
+name, kind, port, *options = sys.argv[1:]
+with socket.socket(socket.AF_VSOCK, getattr(socket, kind)) as listener:
+    listener.bind((socket.VMADDR_CID_ANY, int(port)))
     listener.listen()
     os.dup2(listener.fileno(), 9)
     os.dup2(9, 3)
     os.environ |= {{"LISTEN_FDS": "1", "LISTEN_PID": str(os.getpid())}}
-    os.execvp("podman", ["podman", "run", "--rm", "--network=none", "--name=seqpacket", "{IMAGE}"])
+    podman = ["podman", "run", "--rm", "--network=none", "--name", name, "{IMAGE}", "echo"]
+    os.execvp("podman", podman + options)
 """
+
+
+@contextlib.contextmanager
+def container(core: Host, name: str, kind: str, port: int, options: str = "") -> Iterator[None]:
+    """Run one in the guest, with a vsock listener."""
+    words = f"{name} {kind} {port} {options}"
+    core.check_output(f"nohup python3 -c %s {words} >/tmp/{name}.log 2>&1 &", LISTENER)
+    try:
+        yield
+    finally:
+        core.run(f"podman stop {name}")
 
 
 def echoed(target: str, size: int = 64, count: int = 1) -> str | None:
@@ -60,15 +79,42 @@ def test_loopback_cid_echoes_streams_in_the_guest(core: Host) -> None:
 
 
 def test_loopback_cid_echoes_seqpackets_in_the_guest(core: Host) -> None:
-    core.check_output("nohup python3 -c %s >/tmp/seqpacket.log 2>&1 &", SEQPACKET)
-    try:
-        wait_until(
-            lambda: core.run(f"{APP} probe --timeout 20 vsock-seqpacket:1:3011").rc == 0, "an echo"
-        )
-        done = core.run(f"{APP} probe --count 20 --size 5000 vsock-seqpacket:1:3011")
+    probe_it = f"{APP} probe --timeout 20 vsock-seqpacket:1:3011"
+    with container(core, "seqpacket", "SOCK_SEQPACKET", 3011):
+        wait_until(lambda: core.run(probe_it).rc == 0, "an echo")
+        done = core.run(f"{probe_it} --count 20 --size 5000")
         assert done.rc == 0, done.stdout + core.check_output("cat /tmp/seqpacket.log")
-    finally:
-        core.run("podman stop seqpacket")
+
+
+def test_limit_per_source_counts_by_cid(vm: Booted, core: Host) -> None:
+    target = vm.machine.target(3012)
+    limit = "--max-connections-per-source 1"
+    with container(core, "limited", "SOCK_STREAM", 3012, limit), contextlib.ExitStack() as stack:
+        wait_until(lambda: echoed(target) is None, "an echo")
+        first, second = (stack.enter_context(connect(parse_target(target), 20)) for _ in range(2))
+        for sock in (first, second):
+            sock.settimeout(20)
+        first.sendall(b"?")
+        assert first.recv(1) == b"?"
+        with contextlib.suppress(ConnectionResetError):
+            assert second.recv(1) == b"", "the host has its one connection"
+        done = core.run(f"{APP} probe --timeout 20 vsock:1:3012")
+        assert done.rc == 0, "another CID has one of its own: " + done.stdout
+
+
+def test_image_in_the_guest_is_the_one_that_was_built(core: Host) -> None:
+    with tarfile.open(ARCHIVE) as archive:
+
+        def read(name: str) -> dict[str, Any]:
+            file = archive.extractfile(name)
+            assert file is not None
+            found: dict[str, Any] = json.load(file)
+            return found
+
+        digest = read("index.json")["manifests"][0]["digest"]
+        config = read(f"blobs/{digest.replace(':', '/')}")["config"]["digest"]
+    named = core.check_output(f"podman image inspect --format '{{{{.Id}}}}' {IMAGE}")
+    assert f"sha256:{named}" == config
 
 
 def test_idle_appliance_is_updated(vm: Booted, root: Host, core: Host) -> None:

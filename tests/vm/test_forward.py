@@ -1,4 +1,5 @@
-"""Forward over vsock, in the guest: its units, with targets on vsock and no network."""
+"""Forward over vsock, from the host, and in the guest: its units, with targets on vsock and no
+network."""
 
 from __future__ import annotations
 
@@ -10,8 +11,9 @@ from pathlib import Path
 import pytest
 from testinfra.host import Host
 
-from tests.process.launcher import Launcher
+from tests.process.launcher import COMMAND, Launcher
 from tests.vm.conftest import APP, Booted
+from tests.vm.test_echo import echoed
 from vm.vsock import UserVsock
 
 UNITS = "/var/lib/echo-appliance/systemd"
@@ -56,6 +58,15 @@ def test_forward_unit_reaches_the_host(vm: Booted, forwarder: Host, tmp_path: Pa
         launcher.start([listener])
         forward_to(forwarder, f"vsock:2:{HOST_PORT}")
         assert_echoes(forwarder, 4096)
+
+
+def test_forward_on_the_host_reaches_the_guest(vm: Booted, tmp_path: Path) -> None:
+    with contextlib.closing(Launcher(tmp_path)) as launcher, socket.socket() as front:
+        front.bind(("127.0.0.1", 0))
+        front.listen()
+        command = (*COMMAND, "forward", "--to", vm.machine.target())
+        launcher.start([front], command=command)
+        assert echoed(f"tcp:127.0.0.1:{front.getsockname()[1]}", 16384, count=5) is None
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from urllib.parse import unquote_to_bytes
 import pytest
 from testinfra.host import Host
 
+from tests.vm.conftest import wait_until
 from vm.errors import VmError
 from vm.ignition import BUTANE, LOCAL_FILES, transpile
 
@@ -89,6 +90,14 @@ def test_user_lingers_and_its_units_are_enabled(root: Host, core: Host) -> None:
     states = core.check_output(f"systemctl --user is-enabled {units}; true").split()
     assert states == ["enabled"] * 3
     assert core.check_output(f"systemctl --user is-active {units}").split() == ["active"] * 3
+
+
+def test_system_loads_its_image_after_the_users_who_has_clients(root: Host, core: Host) -> None:
+    wait_until(lambda: root.service("echo-image").is_running, "the system's image", 100)
+    shown = "--value echo-image.service"
+    began = root.check_output(f"systemctl show -p ExecMainStartTimestampMonotonic {shown}")
+    done = core.check_output(f"systemctl --user show -p ActiveEnterTimestampMonotonic {shown}")
+    assert int(began) > int(done) > 0
 
 
 def test_host_name_and_console_are_set(root: Host) -> None:

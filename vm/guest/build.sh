@@ -31,11 +31,19 @@ masked=(
     podman.socket podman-auto-update.timer podman-auto-update.service podman-restart.service podman-clean-transient.service
     netavark-dhcp-proxy.socket netavark-firewalld-reload.service ssh.service ssh.socket
     getty@tty1.service sshd-keygen.service systemd-random-seed.service modprobe@.service
+    kmod-static-nodes.service systemd-tmpfiles-setup-dev-early.service systemd-sysusers.service
+    systemd-journal-flush.service systemd-modules-load.service
 )
 # The same of the user's manager: agents of GnuPG and ssh.
 masked_of_user=(
     dirmngr.socket gpg-agent.socket gpg-agent-browser.socket gpg-agent-extra.socket
     gpg-agent-ssh.socket keyboxd.socket ssh-agent.socket
+)
+
+# And programs that look for what this guest never has, each a process at every start of a manager.
+masked_generators=(
+    bless-boot cryptsetup debug fstab gpt-auto hibernate-resume integritysetup rc-local run
+    system-update sysv tpm2 veritysetup
 )
 
 install_debian() {
@@ -52,6 +60,11 @@ configure() {
     local unit
     for unit in "${masked[@]}"; do ln -sf /dev/null "$root/etc/systemd/system/$unit"; done
     for unit in "${masked_of_user[@]}"; do ln -sf /dev/null "$root/etc/systemd/user/$unit"; done
+    mkdir -p "$root"/etc/systemd/{system,user}-generators
+    for unit in "${masked_generators[@]}"; do
+        ln -s /dev/null "$root/etc/systemd/system-generators/systemd-$unit-generator"
+    done
+    ln -s /dev/null "$root/etc/systemd/user-generators/systemd-xdg-autostart-generator"
     # No host name and no machine id, as on any image: Ignition brings the one, and without the other
     # systemd sees a first boot and applies the presets that Ignition wrote.
     rm -f "$root/etc/hostname" "$root/etc/machine-id" "$root/var/lib/dbus/machine-id"
@@ -60,8 +73,8 @@ configure() {
     # Debian's Ignition was built to relabel what it writes, and reads this to learn the policy's name.
     mkdir -p "$root/etc/selinux"
     printf 'SELINUX=disabled\nSELINUXTYPE=none\n' >"$root/etc/selinux/config"
-    # CID 1, the guest itself; the transport to the host is loaded by its device.
-    echo vsock_loopback >"$root/etc/modules-load.d/vsock.conf"
+    # CID 1, the guest itself, along with the transport to the host, which systemd loads when it starts.
+    echo 'softdep vmw_vsock_virtio_transport post: vsock_loopback' >"$root/etc/modprobe.d/vsock.conf"
     # Debian's Ignition leaves keys where CoreOS's sshd looks for them.
     printf '%s\n' 'AuthorizedKeysCommand /usr/bin/cat %h/.ssh/authorized_keys.d/ignition' \
         'AuthorizedKeysCommandUser root' >"$root/etc/ssh/sshd_config.d/ignition.conf"

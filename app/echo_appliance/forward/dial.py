@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     from ..loop import Loop, Timer
+    from ..target import Target
+    from .greeting import Greeting
     from .resolve import Address, Resolver
     from .target import Standby
 
@@ -45,6 +47,7 @@ _REASONS = {
     errno.ECONNRESET: "connect-refused",  # what vsock calls it
     errno.ENOENT: "connect-refused",  # a unix socket that is not there (yet)
     errno.ETIMEDOUT: "connect-timeout",
+    errno.EPROTO: "no-vsock-device",
 }
 
 
@@ -241,6 +244,8 @@ class Dial:
             self._note(number)
             return False
         if not number:
+            if self._backend is not None and self._backend.target.is_hybrid:
+                return self._greet(sock, address, self._backend.target)
             self._succeed(sock, address)
             return True
         if number in _PENDING:
@@ -261,6 +266,39 @@ class Dial:
         self._note(number)
         return False
 
+    def _greet(self, sock: socket.socket, address: "Address", target: "Target") -> bool:
+        """Ask the device that has answered for its guest; False when it has gone already."""
+        from .greeting import Greeting  # few forwarders have such a target
+
+        try:
+            greeting = Greeting(sock, target)
+            self._loop.watch(sock.fileno(), select.EPOLLIN, lambda _: self._on_greeting(greeting))
+        except OSError as error:
+            sock.close()
+            self._note(error.errno or errno.EINVAL)
+            return False
+        self._limit_time()
+        self._attempts[sock.fileno()] = (sock, address)
+        return True
+
+    def _on_greeting(self, greeting: "Greeting") -> None:
+        descriptor = greeting.sock.fileno()
+        try:
+            if not greeting.read():
+                return
+        except OSError as error:
+            self._attempt_failed(descriptor, error.errno or errno.EINVAL)
+            return
+        self._loop.forget(descriptor)
+        self._succeed(*self._attempts.pop(descriptor))
+
+    def _attempt_failed(self, descriptor: int, number: int) -> None:
+        self._loop.forget(descriptor)
+        self._attempts.pop(descriptor)[0].close()
+        self._note(number)
+        if not self._race():
+            self._backend_failed()
+
     def _on_event(self, descriptor: int) -> "Callable[[int], None]":
         def on_event(_events: int) -> None:
             sock, address = self._attempts[descriptor]
@@ -269,15 +307,12 @@ class Dial:
                 number = sock.connect_ex(address[1])
                 if number in _PENDING:
                     return  # the event of another socket that had this number
+            if number not in (0, errno.EISCONN):
+                self._attempt_failed(descriptor, number)
+                return
             self._loop.forget(descriptor)
             del self._attempts[descriptor]
-            if number in (0, errno.EISCONN):
-                self._succeed(sock, address)
-                return
-            sock.close()
-            self._note(number)
-            if not self._race():
-                self._backend_failed()
+            self._succeed(sock, address)
 
         return on_event
 

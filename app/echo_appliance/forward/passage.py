@@ -228,7 +228,7 @@ class Passage:
         if backend is not None and backend.address is not None:
             # Mostly it answers at once: then there is nothing to look after.
             sock, number = begun = begin(backend.address, socket.SOCK_STREAM)
-            if sock is not None and not number:
+            if sock is not None and not number and not backend.target.is_hybrid:
                 backend.answered(backend.address)
                 self.connected(sock, backend)
                 return

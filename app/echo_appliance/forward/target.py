@@ -53,8 +53,6 @@ def parse(text: str) -> Target:
     target = parse_target(text)
     if target.type == socket.SOCK_SEQPACKET:
         raise ParseError(f"target {text!r}: only streams and datagrams are forwarded")
-    if target.is_hybrid:
-        raise ParseError(f"target {text!r}: a VM is forwarded to by vsock:CID:PORT")
     if not target.host.isascii():
         raise ParseError(f"target {text!r}: write the name in its ASCII form (xn--...)")
     return target

@@ -72,6 +72,8 @@ def _read_job(text: str) -> "Job":
         raise ArgumentError(f"{error}, or echo, or discard") from None
     if is_passed(target) or not target.family:
         raise ArgumentError(f"{what}: give a target by its address")
+    if target.is_hybrid:
+        raise ArgumentError(f"{what}: a VM is relayed to by vsock:CID:PORT")
     return port, target
 
 

@@ -321,6 +321,7 @@ def test_serve_tells_what_is_wrong_in_a_line(tap: Net) -> None:
         (*TAP, "--port", "70000"): "is not a port",
         (*TAP, "--port", "7=nonsense"): "or echo, or discard",
         (*TAP, "--port", "7=tcp:name:80"): "give a target by its address",
+        (*TAP, "--port", "7=vsock-uds:/run/vm:80"): "a VM is relayed to by vsock:CID:PORT",
         (*TAP, "--port", "7", "--mtu", "1000"): "1280 to 65535",
         (*TAP, "--port", "7", "--mtu", "65536"): "out of range",
         (*TAP, "--port", "7", "--mac", "01:00:00:00:00:00"): "is not a station's",
