@@ -1,5 +1,6 @@
 """The exceptions of this package, and how people are told: say() on stderr, tell() on stdout."""
 
+import errno
 import os
 import sys
 
@@ -24,17 +25,18 @@ def say(message: str) -> None:
         pass
 
 
-def tell(text: str) -> None:
+def tell(text: str, *, flush: bool = True) -> None:
     """Write what was asked for to stdout; what its encoding lacks is written as an escape.
 
-    Raises SetupError when it cannot be written (a full disk), BrokenPipeError when nobody reads
-    it.  When we were started with stdout closed, nobody has asked for it.
+    Raises SetupError when it cannot be written (a full disk, or we were started with stdout
+    closed), BrokenPipeError when nobody reads it.
     """
-    if sys.stdout is None:
-        return
     try:
+        if sys.stdout is None:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         sys.stdout.buffer.write(text.encode(sys.stdout.encoding, "backslashreplace"))
-        sys.stdout.flush()
+        if flush:
+            sys.stdout.flush()
     except BrokenPipeError:
         raise
     except OSError as error:

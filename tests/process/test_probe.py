@@ -404,4 +404,5 @@ def test_probe_whose_result_cannot_be_written_says_so(
     line = "echo-appliance: standard output cannot be written: No space left on device\n"
     assert (done.returncode, done.stderr) == (1, line)
     done = subprocess.run(["sh", "-c", f"{command} >&-"], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
+    line = "echo-appliance: standard output cannot be written: Bad file descriptor\n"
+    assert (done.returncode, done.stderr) == (1, line)

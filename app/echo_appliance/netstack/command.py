@@ -1,8 +1,6 @@
 """`echo-appliance netstack VERB`: only the verb that runs is imported."""
 
-import sys
-
-from ..errors import SetupError
+from ..errors import SetupError, tell
 from . import standard
 
 TYPE_CHECKING = False
@@ -38,7 +36,7 @@ def main(arguments: "Sequence[str]") -> int:
     elif verb == "dump":
         from .dump import main as run
     elif verb in ("-h", "--help", "help"):
-        sys.stdout.write(_HELP)
+        tell(_HELP)
         return 0
     else:
         raise SetupError(f"{verb!r} is not a netstack verb: use {_VERBS}" if verb else

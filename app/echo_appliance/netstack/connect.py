@@ -226,7 +226,7 @@ class Client:
             pass
         except OSError as error:
             connection.abort()
-            self._fail(f"cannot write to standard output: {error.strerror}")
+            self._fail(f"standard output cannot be written: {error.strerror}")
             return
         if written:
             connection.consume(written)

@@ -4,9 +4,9 @@ import select
 import signal
 import time
 
+from ..errors import tell
 from ..loop import Loop
 from ..options import Parser, count
-from . import standard
 from .describe import describe
 from .driver import FRAMES_PER_TURN
 from .pcap import Capture, open_capture
@@ -72,7 +72,7 @@ class Dumper:
                 self._loop.stop()
                 break
             self._show(taken[0])
-        standard.write("")
+        tell("")
 
     def _show(self, frame: memoryview) -> None:
         """Show a frame; with the last one wanted, end."""
@@ -81,7 +81,7 @@ class Dumper:
             self._capture.add(frame)
             self._capture.flush()
         clock = time.strftime("%H:%M:%S", time.localtime(now))
-        standard.write(f"{clock}.{int(now % 1 * 1e6):06} {describe(frame)}\n", flush=False)
+        tell(f"{clock}.{int(now % 1 * 1e6):06} {describe(frame)}\n", flush=False)
         self._left -= 1
         if not self._left:
             self._loop.stop()

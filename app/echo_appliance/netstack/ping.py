@@ -4,10 +4,9 @@ import os
 import signal
 from time import monotonic
 
-from ..errors import ParseError, SetupError
+from ..errors import ParseError, SetupError, tell
 from ..loop import Loop
 from ..options import ArgumentError, Parser, count, positive_seconds
-from . import standard
 from .addresses import format_ip, parse_unicast
 from .station import Options as LinkOptions
 from .station import Station, add_options
@@ -164,4 +163,4 @@ class Pinger:
 
 
 def _write(line: str) -> None:
-    standard.write(line + "\n")
+    tell(line + "\n")

@@ -65,7 +65,7 @@ def test_output_that_is_full_is_told(tap: Net, verb: str) -> None:
             "connect": ["connect", *TAP, f"{KERNEL}:{port}"],
         }[verb]
         done = run(*words, stdout=output, input="x")
-    assert_one_line(done, f"cannot write to standard output: {FULL}")
+    assert_one_line(done, f"standard output cannot be written: {FULL}")
 
 
 @pytest.mark.parametrize("verb", ["ping", "connect"])
@@ -77,7 +77,7 @@ def test_output_that_is_closed_is_told_and_no_frame_is_taken_for_it(tap: Net, ve
             "connect": ["connect", *TAP, f"{KERNEL}:{port}"],
         }[verb]
         done = without(1, *words, input="x", stderr=subprocess.PIPE)
-    assert_one_line(done, "cannot write to standard output: Bad file descriptor")
+    assert_one_line(done, "standard output cannot be written: Bad file descriptor")
 
 
 def test_output_whose_reader_has_gone_ends_quietly(tap: Net) -> None:
