@@ -220,7 +220,7 @@ def _measure(lab: Laboratory, options: Options) -> Section:
         Row("connect", "µs", connects, True),
         Row("1 MiB echo, bad link", "s", lossy, True),
     ]
-    return Section("netstack", OURS, "netstack.svg", rows, [
+    return Section("netstack", OURS, "results-netstack.svg", rows, [
         Target("kernel to stack, of the kernel's", bulk_in[OURS].over(bulk_in[KERNEL]), 0.7),
         Target("kernel to stack", bulk_in[OURS].median, 2, "Gbit/s"),
         Target("stack to kernel, of the kernel's", bulk_out[OURS].over(bulk_out[KERNEL]), 0.7),
