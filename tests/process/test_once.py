@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.process.conftest import lacking
 from tests.process.launcher import eventually
 
 ROOT = Path(__file__).parents[2]
@@ -139,8 +140,9 @@ def test_made_folder_whose_maker_ends_is_made_by_the_next(
     assert folders(tmp_path) == ["guest-a"], "what was killed is swept"
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root is given namespaces")
 def test_contained_command_ends_with_its_parent_and_all_its_children() -> None:
+    if os.geteuid() != 0:
+        lacking("only root is given namespaces: run as root")
     mark = f"86{os.getpid()}"
     program = ["sh", "-c", f"sleep {mark} & sleep {mark}"]
     imports = "from subprocess import run; from vm.once import contained"
