@@ -1,5 +1,6 @@
 """Whatever a frame holds, it means something or is dropped for a reason; nothing else happens."""
 
+import random
 import string
 import struct
 from collections.abc import Callable
@@ -52,6 +53,15 @@ def test_checksum_of_any_octets_is_the_rfcs(octets: bytes) -> None:
     assert partial_sum(octets) == rfc1071(octets) % 0xFFFF
     if any(octets):  # all zero is the one case where the two zeros of the arithmetic differ
         assert checksum(octets) == rfc1071(octets) ^ 0xFFFF
+
+
+@given(st.randoms(use_true_random=False), st.integers(0, 4000), st.sampled_from([0, 1, 0xFF, None]))
+def test_checksum_of_long_octets_is_the_rfcs(
+    chance: random.Random, size: int, fill: int | None
+) -> None:
+    """What is long is summed another way: numbers of digits that are all ones carry the most."""
+    octets = bytes((fill,)) * size if fill is not None else chance.randbytes(size)
+    assert partial_sum(octets) == rfc1071(octets) % 0xFFFF
 
 
 @given(st.binary(max_size=100).filter(lambda octets: len(octets) % 2 == 0), payloads)

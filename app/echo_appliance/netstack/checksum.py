@@ -2,8 +2,10 @@
 
 A ones' complement sum of 16-bit words is the number that the octets are, modulo
 65,535: 65,536 leaves the rest 1, so that each word counts once wherever it
-stands.  One big division is what Python does fastest: 3.0 us for 1,480 octets,
-where summing a memoryview that is cast to words takes twice that.
+stands.  For the same reason the number may be folded, its high half added to
+its low one, which Python does digit by digit of 30 bits, and for less than it
+divides: 1.9 us for 1,448 octets, of which 1.0 is to make the number; without
+folding 2.7, and summing a memoryview that is cast to words takes 6.6.
 
 Sums of parts can be added, as long as each part but the last has an even length.
 """
@@ -12,11 +14,21 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     Octets = bytes | bytearray | memoryview
 
+# Half of what an Ethernet frame carries, a quarter, and so on: bits, and the mask that keeps them.
+_FOLDS = tuple((bits, (1 << bits) - 1) for bits in (736 * 8, 368 * 8, 184 * 8, 92 * 8))
+_WORTH_FOLDING = 256  # octets; what is shorter is divided faster
+
 
 def partial_sum(octets: "Octets") -> int:
     """Return the sum of the words, not complemented and below 65,535; an odd end is padded."""
     number = int.from_bytes(octets, "big")
-    return (number << 8 if len(octets) & 1 else number) % 65535
+    size = len(octets)
+    if size & 1:
+        number <<= 8
+    if size > _WORTH_FOLDING:
+        for bits, mask in _FOLDS:
+            number = (number >> bits) + (number & mask)
+    return number % 65535
 
 
 def checksum(octets: "Octets", so_far: int = 0) -> int:
