@@ -57,7 +57,7 @@ class Receiver:
         """The peer's SYN came, with this number."""
         self.nxt = self.acknowledged = irs + 1
         self.edge = self.nxt + min(self._limit, MAX_UNSCALED_WINDOW)
-        self.queue = Stream(self.nxt)
+        self.queue.discard_before(self.nxt)  # it is empty: it begins there
         self.urgent = self.nxt
 
     # -- is it ours ------------------------------------------------------------

@@ -10,6 +10,8 @@ from enum import Enum
 class State(Enum):
     """The eleven states, in the RFC's order and by the RFC's names."""
 
+    __hash__ = object.__hash__  # there is one of each; Enum's own hashes the name, in Python
+
     LISTEN = "LISTEN"
     SYN_SENT = "SYN-SENT"
     SYN_RECEIVED = "SYN-RECEIVED"
@@ -25,6 +27,8 @@ class State(Enum):
 
 class Event(Enum):
     """What changes a state: a call of the application, a segment, or time."""
+
+    __hash__ = object.__hash__  # there is one of each; Enum's own hashes the name, in Python
 
     PASSIVE_OPEN = "listen"
     ACTIVE_OPEN = "connect: send SYN"

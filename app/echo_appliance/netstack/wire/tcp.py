@@ -20,6 +20,7 @@ FIN, SYN, RST, PSH, ACK, URG, ECE, CWR = 1, 2, 4, 8, 16, 32, 64, 128
 
 MIN_HEADER = 20
 MAX_HEADER = 60
+SEQ_OFFSET = 4
 CHECKSUM_OFFSET = 16
 
 _END, _NOP, _MSS, _WINDOW_SCALE, _SACK_PERMITTED, _SACK, _TIMESTAMPS = 0, 1, 2, 3, 4, 5, 8
@@ -27,7 +28,7 @@ _LENGTHS = {_MSS: 4, _WINDOW_SCALE: 3, _SACK_PERMITTED: 2, _TIMESTAMPS: 10}
 
 _FIXED = Struct("!HHIIBBHHH")
 _BLOCK = Struct("!II")
-_NOP_NOP_TIMESTAMPS = 0x0101080A  # how all the world pads this option (RFC 7323 appendix A)
+NOP_NOP_TIMESTAMPS = 0x0101080A  # how all the world pads this option (RFC 7323 appendix A)
 # The whole header of nearly every segment there is: no option but timestamps.
 _TIMED = Struct("!HHIIBBHHHIII")
 
@@ -144,7 +145,7 @@ def parse(octets: memoryview) -> Segment:
         (source, destination, seq, ack, _, flags, window, _, urgent, option, value, echo) = (
             _TIMED.unpack_from(octets)
         )
-        if option == _NOP_NOP_TIMESTAMPS:
+        if option == NOP_NOP_TIMESTAMPS:
             segment = Segment(
                 source, destination, seq, ack, flags, window, octets[32:], (value, echo)
             )
@@ -157,44 +158,44 @@ def parse(octets: memoryview) -> Segment:
     segment = Segment(source, destination, seq, ack, flags, window, octets[header:])
     segment.urgent = urgent
     if header > MIN_HEADER:
-        _parse_options(octets[MIN_HEADER:header], segment)
+        _parse_options(bytes(octets[MIN_HEADER:header]), segment)
     return segment
 
 
-def _parse_options(octets: memoryview, segment: Segment) -> None:
+def _parse_options(octets: bytes, segment: Segment) -> None:
     """Read options into the segment; ones unknown to us are skipped (RFC 9293 MUST-6)."""
-    at = 0
-    while at < len(octets):
+    at, end = 0, len(octets)
+    while at < end:
         kind = octets[at]
         if kind == _END:
             return
         if kind == _NOP:
             at += 1
             continue
-        if at + 2 > len(octets):
+        if at + 2 > end:
             raise ParseError("tcp: option cut short")
         length = octets[at + 1]
-        if length < 2 or at + length > len(octets):  # MUST-7; zero would loop for ever
+        if length < 2 or at + length > end:  # MUST-7; zero would loop for ever
             raise ParseError("tcp: option runs past the header")
         if length != _LENGTHS.get(kind, length):
             raise ParseError("tcp: option of a wrong length")
-        _read_option(kind, octets[at + 2 : at + length], segment)
+        if kind == _MSS:
+            segment.mss = octets[at + 2] << 8 | octets[at + 3]
+        elif kind == _WINDOW_SCALE:
+            segment.window_scale = octets[at + 2]
+        elif kind == _SACK_PERMITTED:
+            segment.sack_permitted = True
+        elif kind == _TIMESTAMPS:
+            segment.timestamp = _BLOCK.unpack_from(octets, at + 2)
+        elif kind == _SACK:
+            segment.sack_blocks = _parse_blocks(octets[at + 2 : at + length])
         at += length
 
 
-def _read_option(kind: int, value: memoryview, segment: Segment) -> None:
-    if kind == _MSS:
-        segment.mss = int.from_bytes(value, "big")
-    elif kind == _WINDOW_SCALE:
-        segment.window_scale = value[0]
-    elif kind == _SACK_PERMITTED:
-        segment.sack_permitted = True
-    elif kind == _TIMESTAMPS:
-        segment.timestamp = _BLOCK.unpack(value)
-    elif kind == _SACK:
-        if len(value) % 8 or not value:
-            raise ParseError("tcp: option of a wrong length")
-        segment.sack_blocks = list(_BLOCK.iter_unpack(value))
+def _parse_blocks(octets: bytes) -> list[tuple[int, int]]:
+    if len(octets) % 8 or not octets:
+        raise ParseError("tcp: option of a wrong length")
+    return list(_BLOCK.iter_unpack(octets))
 
 
 def serialize(segment: Segment) -> bytearray:
@@ -208,7 +209,7 @@ def serialize(segment: Segment) -> bytearray:
         header = bytearray(32)
         _TIMED.pack_into(
             header, 0, segment.source_port, segment.destination_port, segment.seq, segment.ack,
-            0x80, segment.flags, segment.window, 0, segment.urgent, _NOP_NOP_TIMESTAMPS, *stamp,
+            0x80, segment.flags, segment.window, 0, segment.urgent, NOP_NOP_TIMESTAMPS, *stamp,
         )  # fmt: skip
         return header
     options = _options(segment)
@@ -232,7 +233,7 @@ def _options(segment: Segment) -> bytes:
     if segment.sack_permitted:
         out += bytes((_NOP, _NOP, _SACK_PERMITTED, 2))
     if segment.timestamp is not None:
-        out += _NOP_NOP_TIMESTAMPS.to_bytes(4, "big") + _BLOCK.pack(*segment.timestamp)
+        out += NOP_NOP_TIMESTAMPS.to_bytes(4, "big") + _BLOCK.pack(*segment.timestamp)
     if segment.window_scale is not None:
         out += bytes((_NOP, _WINDOW_SCALE, 3, segment.window_scale))
     if segment.sack_blocks:
