@@ -13,6 +13,7 @@ from ..errors import ParseError
 from .addresses import LIMITED_BROADCAST
 from .control import Control, is_error
 from .datagrams import Datagrams
+from .express import Express
 from .fragments import Reassembly
 from .link import Link
 from .routes import Routes
@@ -57,6 +58,7 @@ class Interface:
         self.control = Control(self)
         self.datagrams = Datagrams(self)
         self.streams = Streams(self, secret, settings)
+        self._express = Express(self.link.hardware, self.streams.endpoint)
         self._addresses = self.link.addresses
         self._broadcasts = {one.broadcast for one in networks} | {LIMITED_BROADCAST}
         self._secret = secret
@@ -68,6 +70,9 @@ class Interface:
 
         The octets are the caller's again when this returns.
         """
+        if self._express.take(octets, now, verified):
+            return
+        self._express.settle(now)
         try:
             self._receive_frame(octets, now, verified)
         except ParseError as error:
@@ -246,6 +251,7 @@ class Interface:
 
     def flush(self, now: float) -> None:
         """Send what TCP has to send: after each batch of frames, and when an application wrote."""
+        self._express.settle(now)
         self.streams.flush(now)
 
     def deadline(self) -> float | None:

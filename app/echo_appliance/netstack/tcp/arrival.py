@@ -187,7 +187,7 @@ def _take_ack(connection: "Connection", segment: "Segment", seq: int, ack: int, 
     sender = connection.sender
     window = segment.window << sender.scale
     if ack > sender.una:
-        sender.acknowledge(ack, now, connection.echo_time(segment, now))
+        sender.acknowledge(ack, now, connection.echo_time(segment.timestamp, now))
     elif ack == sender.una and not segment.length and window == sender.window:
         sender.duplicate(now)
     if ack >= sender.una:

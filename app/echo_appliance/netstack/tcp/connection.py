@@ -244,48 +244,53 @@ class Connection:
     # -- segments that come ----------------------------------------------------
 
     def receive(self, segment: Segment, now: float) -> None:
-        """Take a segment of this connection, its checksum verified (driver).  Borrows the payload.
-
-        Hot: nearly every segment is the next one of an established connection, with nothing
-        unusual in it.  For those, a few comparisons replace all the checks of arrival.py
-        (V. Jacobson's header prediction, 1990): 2.0 us per segment of bulk instead of 3.4.
-        """
-        receiver, sender = self.receiver, self.sender
-        payload, stamp = segment.payload, segment.timestamp
-        advance = (segment.ack - sender.una) & MASK
-        if (
-            self.state is _ESTABLISHED
-            and segment.flags & _CONTROL == ACK
-            and segment.seq == receiver.nxt & MASK
-            and (payload or advance)
-            and advance <= sender.nxt - sender.una
-            and len(payload) <= receiver.edge - receiver.nxt
-            and not segment.sack_blocks
-            and not receiver.islands
-            and receiver.fin is None
-            and (
-                (stamp[0] - receiver.stamp) & MASK < _HALF
-                if self.stamps and stamp is not None
-                else stamp is None and not self.stamps
-            )
-        ):
-            self.heard_at, self.probes = now, 0
-            if stamp is not None and receiver.acknowledged == receiver.nxt:
-                receiver.stamp, receiver.stamp_at = stamp[0], now
-            if advance:
-                sender.acknowledge(sender.una + advance, now, self.echo_time(segment, now))
-            window = segment.window << sender.scale
-            sender.update_window(receiver.nxt, sender.una, window, now)
-            if payload:
-                receiver.take(payload, now)
-        else:
+        """Take a segment of this connection, its checksum right (driver).  Borrows its payload."""
+        if segment.sack_blocks or not self.receive_next(
+            segment.seq, segment.ack, segment.flags, segment.window, segment.payload,
+            segment.timestamp, now,
+        ):  # fmt: skip
             arrive(self, segment, now)
 
-    def echo_time(self, segment: Segment, now: float) -> float | None:
-        """Return when we sent the segment that this one answers, where that matters."""
-        if not self.sender.recovery.wants_echo or segment.timestamp is None or not self.stamps:
+    def receive_next(
+        self, seq: int, ack: int, flags: int, window: int, payload: "Octets",
+        stamp: tuple[int, int] | None, now: float,
+    ) -> bool:  # fmt: skip
+        """Take a segment if it is the next one, and nothing about it is unusual (driver).
+
+        Hot: nearly every segment of an established connection is.  For those, a few comparisons
+        replace all the checks of arrival.py (V. Jacobson's header prediction, 1990): 2.0 us per
+        segment of bulk instead of 3.4.  False: it was not looked at, and is for receive().
+        """
+        receiver, sender = self.receiver, self.sender
+        nxt, advance = receiver.nxt, (ack - sender.una) & MASK
+        if (
+            self.state is not _ESTABLISHED
+            or flags & _CONTROL != ACK
+            or seq != nxt & MASK
+            or not (payload or advance)
+            or advance > sender.nxt - sender.una
+            or len(payload) > receiver.edge - nxt
+            or receiver.islands
+            or receiver.fin is not None
+            or (stamp is not None) is not self.stamps
+            or (stamp is not None and (stamp[0] - receiver.stamp) & MASK >= _HALF)
+        ):
+            return False
+        self.heard_at, self.probes = now, 0
+        if stamp is not None and receiver.acknowledged == nxt:
+            receiver.stamp, receiver.stamp_at = stamp[0], now
+        if advance:
+            sender.acknowledge(sender.una + advance, now, self.echo_time(stamp, now))
+        sender.update_window(nxt, sender.una, window << sender.scale, now)
+        if payload:
+            receiver.take(payload, now)
+        return True
+
+    def echo_time(self, stamp: tuple[int, int] | None, now: float) -> float | None:
+        """Return when we sent the segment that one with this timestamp answers, if that matters."""
+        if not self.sender.recovery.wants_echo or stamp is None or not self.stamps:
             return None
-        return now - ((self._stamp(now) - segment.timestamp[1]) & MASK) / 1000
+        return now - ((self._stamp(now) - stamp[1]) & MASK) / 1000
 
     # -- segments that go ------------------------------------------------------
 

@@ -25,6 +25,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from .octets import Octets
+
     Route = Callable[[bytes], tuple[int, int]]
 
 FIRST_EPHEMERAL, LAST_EPHEMERAL = 49152, 65535  # RFC 6335 section 6
@@ -167,6 +169,22 @@ class Endpoint:
         self._changed[connection] = None
         if connection in self._opening:
             self._look_at_opening(connection)
+
+    def receive_next(
+        self, key: Key, seq: int, ack: int, flags: int, window: int, payload: "Octets",
+        stamp: tuple[int, int] | None, now: float,
+    ) -> bool:  # fmt: skip
+        """Take a segment if it is just the next one of a connection: see Connection.
+
+        Its checksum was verified.  False: it is for receive().
+        """
+        connection = self.connections.get(key)
+        if connection is None or not connection.receive_next(
+            seq, ack, flags, window, payload, stamp, now
+        ):
+            return False
+        self._changed[connection] = None
+        return True
 
     def _receive_unknown(self, key: Key, segment: Segment, now: float, past: int = 0) -> None:
         """A segment of no connection: a new one's first, or a mistake (section 3.10.7.1-2)."""
