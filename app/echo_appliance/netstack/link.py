@@ -62,6 +62,16 @@ class Link:
         self, way: "Way", prefix: bytes, head: "Octets", payload: "Octets", now: float
     ) -> None:
         """Send an IP packet along its way, now or as soon as the neighbour is known."""
+        start = self.start_of_frame(way, prefix, now)
+        if start is not None:
+            self.port.send(start + head, payload)
+        elif way.neighbour is not None:
+            # What waits outlives the buffer that it may be a view of.
+            waiting = (prefix + self._headless(way), bytes(head) + payload)
+            self.neighbours.wait(way.neighbour, waiting)
+
+    def start_of_frame(self, way: "Way", prefix: bytes, now: float) -> bytes | None:
+        """Return what stands before a packet on its way; None while its neighbour is not known."""
         neighbour = way.neighbour
         if (
             neighbour is None
@@ -69,13 +79,10 @@ class Link:
             or now - neighbour.confirmed_at > REACHABLE_SECONDS
         ):
             neighbour = way.neighbour = self._neighbour(way, now)
-        hardware = neighbour.hardware
-        if hardware is None:
-            # What waits outlives the buffer that it may be a view of.
-            self.neighbours.wait(neighbour, (prefix + self._headless(way), bytes(head) + payload))
-            return
+        if neighbour.hardware is None:
+            return None
         ethertype = b"\x08\x00" if len(way.remote) == 4 else b"\x86\xdd"
-        self.port.send(b"".join((prefix, hardware, self.hardware, ethertype, head)), payload)
+        return b"".join((prefix, neighbour.hardware, self.hardware, ethertype))
 
     def _headless(self, way: "Way") -> bytes:
         """Return the part of an Ethernet header that is known before the neighbour is."""

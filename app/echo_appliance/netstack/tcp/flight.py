@@ -82,7 +82,12 @@ class Flight:
                 self._uncount(record)
             self.octets -= record.end - record.start
         del records[:gone]
-        if records and records[0].start < una:
+        if not records or records[0].start >= una:
+            return
+        if quiet:
+            self.octets -= una - records[0].start
+            records[0].start = una
+        else:
             self._split(0, una)
             self.acknowledge(una, now)
 

@@ -147,10 +147,10 @@ class Sender:
         # Nothing in this loop is acknowledged meanwhile, so the room only shrinks.
         room = min(self.una + self.window - self.nxt, self.congestion.window - flight.pipe)
         last = self.queue.end
-        nxt = self.nxt
+        nxt, most = self.nxt, self._most
         while nxt < last:
-            size = min(last - nxt, room, self.burst)
-            if size != self.burst:
+            size = min(last - nxt, room, most)
+            if size != most:
                 size = self._sensible(size, last - nxt)
             if size <= 0 or len(flight.records) >= MAX_RECORDS:
                 break
@@ -163,6 +163,14 @@ class Sender:
             self._arm(now)
         elif was_idle and self.retransmit_at == NEVER:
             self.retransmit_at = now + self.round_trip.rto  # probe the window then
+
+    @property
+    def _most(self) -> int:
+        """Octets per segment for the device: the wire's where each points to urgent data.
+
+        Who cuts a segment copies its urgent pointer, which counts from where the segment begins.
+        """
+        return self.burst if self.urgent <= self.una else self.mss
 
     def _begin_burst(self, now: float) -> None:
         if now - self._tried_at > self.round_trip.rto:
@@ -211,7 +219,7 @@ class Sender:
         """Send lost segments again, as far as the congestion window lets us."""
         flight = self.flight
         while flight.lost and (room := self.recovery.room(self.mss)):
-            record = flight.next_lost(min(self.burst, room - room % self.mss))
+            record = flight.next_lost(min(self._most, room - room % self.mss))
             if record is None:
                 break
             self._repeat(record, now, emit)
