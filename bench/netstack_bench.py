@@ -38,6 +38,7 @@ from bench.core import (
     stop,
 )
 from bench.report import Row, Section, Target
+from bench.stream import CONGESTION
 from tests.process.launcher import Launcher
 from tests.process.netstack.net import (
     NETSTACK,
@@ -245,6 +246,7 @@ def _bulk_in(name: str, seconds: float) -> float:
     """Gbit/s that the far end takes."""
     sent = 0
     with socket.create_connection((ENDS[name][1], DISCARD), timeout=20) as sock:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, CONGESTION)
         start = time.monotonic()
         while time.monotonic() - start < seconds:
             sock.sendall(DATA)
