@@ -183,6 +183,18 @@ def test_duplicate_with_data_or_another_window_is_none() -> None:
     assert peer.connection.sender.recovery.end is None
 
 
+def test_duplicate_acks_send_one_segment_of_a_super_segment_again() -> None:
+    """What has arrived and is sent again is answered by duplicates, which look like a loss."""
+    peer = in_flight(1, segment_limit=10 * MSS)
+    peer.sends()
+    peer.connection.write(bytes(9 * MSS))
+    assert len(peer.leaves()) == 1
+    una = FIRST + 2 * MSS
+    sent = [one for _ in range(5) for one in peer.sends(ack=una)]
+    assert repeated(sent, peer) == [(2 * MSS, MSS)]
+    assert repeated(peer.sends(ack=una + 4 * MSS), peer) == [(6 * MSS, MSS)], "a partial one"
+
+
 def selective(segments: int) -> Peer:
     return in_flight(segments, sack_permitted=True)
 
@@ -238,12 +250,38 @@ def test_sack_tail_of_a_super_segment_is_probed_too() -> None:
     assert numbers(peer.wait(0.05)) == [(FIRST + 6 * MSS, MSS)]
 
 
+@pytest.mark.parametrize(("rest", "close"), [(1, False), (500, False), (500, True), (MSS, True)])
+def test_sack_tail_that_is_probed_is_the_last_segment_as_it_left(rest: int, close: bool) -> None:
+    """Not octets of two: the peer may have one of them, and says so by its borders."""
+    peer = in_flight(1, sack_permitted=True, segment_limit=10 * MSS)
+    peer.sends()
+    peer.connection.write(bytes(4 * MSS + rest))
+    if close:
+        peer.connection.close()
+    assert len(peer.leaves()) == 1
+    [probe] = peer.wait(0.05)
+    assert probe.seq == FIRST + 6 * MSS
+    assert len(probe.payload) == rest
+
+
 def test_sack_of_part_of_a_super_segment_splits_it() -> None:
     peer = established(sack_permitted=True, segment_limit=10 * MSS)
     peer.connection.write(bytes(10 * MSS))
     assert len(peer.leaves()) == 1
     sent = peer.sends(ack=FIRST, sack=[block(MSS, 10 * MSS)])
     assert repeated(sent + peer.wait(0.1), peer)[0] == (0, MSS)
+
+
+def test_sack_of_three_segments_at_once_beyond_a_gap_sends_it_again() -> None:
+    """RFC 8985 section 6.2 counts segments: peers that join them (GRO) say all in one block."""
+    peer = in_flight(1, sack_permitted=True, segment_limit=10 * MSS)
+    peer.sends()
+    peer.connection.write(bytes(9 * MSS))
+    assert len(peer.leaves()) == 1
+    una = FIRST + 2 * MSS
+    assert repeated(peer.sends(ack=una, sack=[block(3 * MSS, 5 * MSS)]), peer) == []
+    sent = peer.sends(ack=una, sack=[block(3 * MSS, 6 * MSS)])
+    assert repeated(sent, peer) == [(2 * MSS, MSS)]
 
 
 @pytest.mark.parametrize(

@@ -186,9 +186,10 @@ class Flight:
     def _has_gap_of(self, segments: int) -> bool:
         """Whether so many segments have arrived past one that has not."""
         for record in self.records:
-            segments -= record.sacked
-            if not segments:
-                return True
+            if record.sacked:  # a peer that joins segments (GRO) tells of several at once
+                segments -= -((record.start - record.end) // self.mss)
+                if segments <= 0:
+                    return True
         return False
 
     def _lose(self, record: Sent) -> None:
@@ -196,9 +197,16 @@ class Flight:
         self.lost += record.end - record.start
 
     def lose_first(self) -> None:
-        """Mark the first record: three duplicate ACKs, or a partial one, say so (RFC 6582)."""
-        if self.records and not self.records[0].lost and not self.records[0].sacked:
-            self._lose(self.records[0])
+        """Mark the first segment: three duplicate ACKs, or a partial one, say so (RFC 6582).
+
+        Not all of a super-segment: what has arrived and is sent again is answered by duplicates,
+        which would look like the next loss, and so on for as long as anything is sent.
+        """
+        if not self.records or self.records[0].lost or self.records[0].sacked:
+            return
+        if self.records[0].end - self.records[0].start > self.mss:
+            self._split(0, self.records[0].start + self.mss)
+        self._lose(self.records[0])
 
     def lose_all(self) -> None:
         """Mark all that is not known to have arrived: the time-out passed, or the window was zero.
@@ -237,11 +245,16 @@ class Flight:
                 return record
         return None
 
-    def last(self, most: int) -> Sent:
-        """Return the last record, cut to about one segment of `most` octets."""
+    def last(self, data_end: int) -> Sent:
+        """Return the last segment as it left; a FIN, after `data_end`, may ride on it.
+
+        Cut elsewhere, it would have octets of two segments, of which the peer may have one: its
+        SACK blocks would fit neither.
+        """
         record = self.records[-1]
-        if record.end - record.start > most + 1:  # one more: a FIN may ride on it
-            self._split(len(self.records) - 1, record.end - most)
+        size = min(record.end, data_end) - record.start
+        if size > self.mss:
+            self._split(len(self.records) - 1, record.start + (size - 1) // self.mss * self.mss)
         return self.records[-1]
 
     def repeat(self, record: Sent, now: float) -> None:

@@ -250,7 +250,7 @@ class Sender:
         elif tail and waiting > 0 and self.una + self.window - self.nxt >= min(waiting, self.mss):
             self._send_piece(self.nxt, min(waiting, self.mss), now, emit)
         elif tail and self.flight.records:
-            self._repeat(self.flight.last(self.mss), now, emit)
+            self._repeat(self.flight.last(self.queue.end), now, emit)
         elif self.flight.records:
             self._emit_first_octet(emit)
         self._tail_next = False
