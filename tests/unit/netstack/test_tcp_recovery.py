@@ -308,6 +308,16 @@ def test_segments_in_flight_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None
     assert len(peer.sends()) == 4
 
 
+def test_segments_in_flight_are_bounded_when_they_leave_as_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Blocks of a peer's choice would split it into as many records as it has segments."""
+    monkeypatch.setattr(sender_module, "MAX_RECORDS", 4)
+    peer = wrote(10 * MSS, segment_limit=10 * MSS)
+    assert numbers(peer.leaves()) == [(FIRST, 4 * MSS)]
+    assert numbers(peer.sends()) == [(FIRST + 4 * MSS, 4 * MSS)]
+
+
 def test_sack_that_was_not_agreed_upon_is_ignored() -> None:
     peer = in_flight(5)
     peer.sends(ack=FIRST + MSS, sack=[block(2 * MSS, 5 * MSS)])
