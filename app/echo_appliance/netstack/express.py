@@ -166,12 +166,15 @@ class Express:
         key = self._key
         if key is None:
             return
-        self._key, pieces = None, self._pieces
-        payload = b""
-        if pieces:
-            payload = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-            pieces.clear()
+        pieces = self._pieces or [b""]
+        self._key, self._pieces = None, []
+        payload, largest = pieces[0], 0
+        if len(pieces) > 1:
+            payload, largest = b"".join(pieces), max(map(len, pieces))
         seq, ack, window, stamp = self._seq, self._ack, self._window, self._stamp
-        if not self._endpoint.receive_next(key, seq, ack, ACK, window, payload, stamp, now):
-            segment = Segment(key[1], key[3], seq, ack, ACK, window, payload, stamp)
+        if self._endpoint.receive_next(key, seq, ack, ACK, window, payload, stamp, now, largest):
+            return
+        for piece in pieces:  # it is not the usual after all: one by one, as they came
+            segment = Segment(key[1], key[3], seq, ack, ACK, window, piece, stamp)
             self._endpoint.receive(key[0], key[2], segment, now)
+            seq = (seq + len(piece)) & MASK

@@ -227,6 +227,39 @@ def test_data_are_seen_before_the_end_behind_them() -> None:
     assert peer.connection.at_eof
 
 
+@pytest.mark.parametrize("size", [536, 1000, 1448])
+def test_every_second_full_segment_is_answered_at_once_joined_or_not(size: int) -> None:
+    """A sender whose window is two segments would wait for the delayed answer, each time."""
+    peer = Peer()
+    for turn in range(3):
+        seq = THEIRS_FIRST + 2 * size * turn
+        first = peer.segment(bytes(size), seq=seq)
+        second = peer.segment(bytes(size), seq=seq + size)
+        peer.host.sent()
+        peer.receive(peer.frame(first), peer.frame(second))
+        assert len(peer.taken) == turn + 1, "they were joined"
+        [answer] = peer.host.sent()
+        assert tcp.parse(memoryview(answer)[34:]).ack == seq + 2 * size
+
+
+def test_every_second_full_segment_is_answered_at_once_if_the_device_has_joined_them() -> None:
+    peer = Peer()
+    for turn in range(3):
+        peer.host.sent()
+        peer.receive(peer.frame(peer.segment(bytes(2896), seq=THEIRS_FIRST + 2896 * turn)))
+        assert len(peer.host.sent()) == 1
+
+
+def test_joined_data_that_are_not_the_next_are_judged_one_by_one() -> None:
+    """What is beyond a gap, or came before, is answered as if nothing had been joined."""
+    peer = Peer()
+    first, second, third = data_of(peer, [b"a" * 100, b"b" * 100, b"c" * 100])
+    peer.receive(second, third)
+    assert [seq - THEIRS_FIRST for seq, _, _ in peer.taken] == [100, 200]
+    peer.receive(first, second)
+    assert peer.connection.read(1000) == b"a" * 100 + b"b" * 100 + b"c" * 100
+
+
 def test_joined_data_beyond_the_window_are_cut_there() -> None:
     peer = Peer()
     peer.connection.receiver.edge = peer.connection.receiver.nxt + 1500

@@ -97,6 +97,7 @@ def take_syn(connection: "Connection", segment: "Segment", now: float) -> None:
     connection.stamps = segment.timestamp is not None
     if segment.timestamp is not None:
         mss -= TIMESTAMPS_LENGTH  # MUST-16: what is left for data
+        receiver.mss -= TIMESTAMPS_LENGTH
         receiver.stamp, receiver.stamp_at = segment.timestamp[0], now
     sender.set_mss(mss, sender.burst_limit)
     sender.recovery.selective = segment.sack_permitted

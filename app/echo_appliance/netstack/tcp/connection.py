@@ -253,13 +253,13 @@ class Connection:
 
     def receive_next(
         self, seq: int, ack: int, flags: int, window: int, payload: "Octets",
-        stamp: tuple[int, int] | None, now: float,
+        stamp: tuple[int, int] | None, now: float, largest: int = 0,
     ) -> bool:  # fmt: skip
         """Take a segment if it is the next one, and nothing about it is unusual (driver).
 
-        Hot: nearly every segment of an established connection is.  For those, a few comparisons
-        replace all the checks of arrival.py (V. Jacobson's header prediction, 1990): 2.0 us per
-        segment of bulk instead of 3.4.  False: it was not looked at, and is for receive().
+        Hot: a few comparisons replace all the checks of arrival.py (V. Jacobson's header
+        prediction, 1990): 2.0 us per segment of bulk instead of 3.4.  False: it was not looked at,
+        and is for receive().  `largest`: see Receiver.take().
         """
         receiver, sender = self.receiver, self.sender
         nxt, advance = receiver.nxt, (ack - sender.una) & MASK
@@ -283,7 +283,7 @@ class Connection:
             sender.acknowledge(sender.una + advance, now, self.echo_time(stamp, now))
         sender.update_window(nxt, sender.una, window << sender.scale, now)
         if payload:
-            receiver.take(payload, now)
+            receiver.take(payload, now, largest)
         return True
 
     def echo_time(self, stamp: tuple[int, int] | None, now: float) -> float | None:
@@ -300,9 +300,8 @@ class Connection:
         if self.state is not State.CLOSED:
             self._moment = self._stamp(now)
             if receiver.ack_now and receiver.islands:
-                self._emit(
-                    self.sender.acceptable, ACK, b""
-                )  # alone, so that there is room for SACK
+                # Alone, so that there is room for SACK.
+                self._emit(self.sender.acceptable, ACK, b"")
             self.sender.send(now, self._emit)
             if receiver.ack_now or receiver.ack_at <= now:
                 self._emit(self.sender.acceptable, ACK, b"")
@@ -355,11 +354,8 @@ class Connection:
         if self.state is State.CLOSED:
             return None
         sender = self.sender
-        at = min(
-            sender.retransmit_at, sender.recovery.look_at, self.receiver.ack_at, self.time_wait_at
-        )
-        if self.settings.keepalive:
-            at = min(at, self._keepalive_at)
+        at = min(sender.retransmit_at, sender.recovery.look_at, self.receiver.ack_at)
+        at = min(at, self.time_wait_at, self._keepalive_at if self.settings.keepalive else NEVER)
         return at if at < NEVER else None
 
     @property

@@ -172,15 +172,12 @@ class Endpoint:
 
     def receive_next(
         self, key: Key, seq: int, ack: int, flags: int, window: int, payload: "Octets",
-        stamp: tuple[int, int] | None, now: float,
+        stamp: tuple[int, int] | None, now: float, largest: int = 0,
     ) -> bool:  # fmt: skip
-        """Take a segment if it is just the next one of a connection: see Connection.
-
-        Its checksum was verified.  False: it is for receive().
-        """
+        """Take a segment whose checksum was verified, if it is just the next: see Connection."""
         connection = self.connections.get(key)
         if connection is None or not connection.receive_next(
-            seq, ack, flags, window, payload, stamp, now
+            seq, ack, flags, window, payload, stamp, now, largest
         ):
             return False
         self._changed[connection] = None

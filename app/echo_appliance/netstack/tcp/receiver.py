@@ -80,12 +80,17 @@ class Receiver:
 
     # -- taking in -------------------------------------------------------------
 
-    def take(self, payload: "Octets", now: float) -> None:
-        """Take octets that begin at `nxt` and are within the window.  The payload is copied."""
+    def take(self, payload: "Octets", now: float, largest: int = 0) -> None:
+        """Take octets that begin at `nxt` and are within the window.  The payload is copied.
+
+        `largest`: octets of the largest segment, if they came in several.  Two of them are to be
+        answered at once, which cannot be seen by what they are together.
+        """
         self.queue.append(bytes(payload))
         self.nxt += len(payload)
-        if len(payload) > self._full:
-            self._full = min(len(payload), self.mss)
+        size = largest or len(payload)
+        if size > self._full:
+            self._full = min(size, self.mss)
         if self.nxt - self.acknowledged >= 2 * self._full:
             self.ack_now = True  # SHLD-19: at least every second full-sized segment
         elif self.ack_at == NEVER:
