@@ -136,6 +136,7 @@ class Express:
                     return True
             elif (
                 self._pieces
+                and size <= len(self._pieces[0])  # TCP learns from it how large a full one is
                 and seq == self._end
                 and ack == self._ack
                 and window == self._window
@@ -170,7 +171,7 @@ class Express:
         self._key, self._pieces = None, []
         payload, largest = pieces[0], 0
         if len(pieces) > 1:
-            payload, largest = b"".join(pieces), max(map(len, pieces))
+            payload, largest = b"".join(pieces), len(pieces[0])
         seq, ack, window, stamp = self._seq, self._ack, self._window, self._stamp
         if self._endpoint.receive_next(key, seq, ack, ACK, window, payload, stamp, now, largest):
             return

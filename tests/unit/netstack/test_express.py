@@ -250,6 +250,15 @@ def test_every_second_full_segment_is_answered_at_once_if_the_device_has_joined_
         assert len(peer.host.sent()) == 1
 
 
+def test_larger_segment_is_not_joined_to_smaller_ones() -> None:
+    """They are two full ones of their size, but less than two of its."""
+    peer = Peer()
+    peer.host.sent()
+    peer.receive(*data_of(peer, [bytes(536), bytes(536), bytes(1448)]))
+    assert [seq - THEIRS_FIRST for seq, _, _ in peer.taken] == [0, 1072]
+    assert len(peer.host.sent()) == 1
+
+
 def test_joined_data_that_are_not_the_next_are_judged_one_by_one() -> None:
     """What is beyond a gap, or came before, is answered as if nothing had been joined."""
     peer = Peer()
