@@ -16,8 +16,10 @@ the batch: data that go on where the held ones end are joined to them, and an
 acknowledgment that says more than the held one takes its place.  To TCP it is as
 if its peer had sent larger segments, and as if some acknowledgments had been
 lost, which every sender has to bear with.  A duplicate acknowledgment takes
-nobody's place: it tells of a loss (RFC 5681 section 3.2).  The kernel joins segments
-likewise, and calls it GRO.
+nobody's place: it tells of a loss (RFC 5681 section 3.2).  What turns out not to be
+the next segment after all, TCP is given as it came.  No more is held than one
+batch of frames has, since each batch ends with a flush.  The kernel joins
+segments likewise, and calls it GRO.
 """
 
 from struct import Struct

@@ -1,9 +1,9 @@
 """TCP on an interface: checksums, headers and frames around the segments of tcp/.
 
-Segments leave in the order in which the endpoint has them to send.  With a
-device that cuts segments itself (TSO), one of ours may be 64 KiB long, and its
-checksum is the device's to fill in: what stands in the field is the sum of the
-pseudo-header.  Source: virtio 1.2 section 5.1.6.2; RFC 9293 section 3.1.
+Segments leave in the order in which the endpoint has them to send.  One of them
+may be 64 KiB long.  A device that cuts segments (TSO) gets it whole, and fills in
+the checksums: what stands in the field is the sum of the pseudo-header.  For any
+other it is cut here.  Source: virtio 1.2 section 5.1.6.2; RFC 9293 section 3.1.
 """
 
 import struct
@@ -216,7 +216,7 @@ class Streams:
         return way.mtu(now) - ip_header - tcp.MIN_HEADER
 
     def _sizes(self, remote: bytes) -> tuple[int, int]:
-        """Return the largest segment to an address, and the largest that the device cuts for us."""
+        """Return the largest segment to an address, and the largest that is cut below TCP."""
         local = self._interface.routes.source_for(remote)
         way = self._interface.routes.way(local, remote) if local else None
         if way is None:

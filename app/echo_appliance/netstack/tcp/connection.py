@@ -72,7 +72,7 @@ class Connection:
     ) -> None:
         """`mss` is what one segment may carry without options: the MTU less IP and TCP headers.
 
-        `segment_limit` is what the device takes in one segment and cuts itself; 0: it cuts none.
+        `segment_limit` is the most octets of a segment that is cut below us; 0: none is.
         """
         self.local, self.local_port = local, local_port
         self.remote, self.remote_port = remote, remote_port
@@ -128,7 +128,7 @@ class Connection:
 
     @property
     def send_mss(self) -> int:
-        """Octets of payload per segment on the wire: what a device cuts a larger one into."""
+        """Octets of payload per segment on the wire: what a larger one is cut into."""
         return self.sender.mss
 
     @property

@@ -48,7 +48,7 @@ class Sender:
         self.max_window = 0  # the most it ever did
         self.scale = 0  # of windows that the peer advertises
         self.mss = mss  # octets of payload per segment on the wire
-        self.burst = mss  # the same for the device, which may cut them (TSO)
+        self.burst = mss  # the same below us, where they may be cut (TSO, GSO)
         self.burst_limit = 0
         self.queue = Stream(iss + 1)
         self.fin: int | None = None  # where our FIN is, once the application has closed
@@ -102,7 +102,7 @@ class Sender:
     # -- sending ---------------------------------------------------------------
 
     def set_mss(self, mss: int, burst_limit: int) -> None:
-        """Set octets of payload per segment, on the wire and for a device that cuts segments."""
+        """Set octets of payload per segment, on the wire and where they are cut below us."""
         self.burst_limit = burst_limit
         self.mss = self.congestion.mss = self.flight.mss = mss
         self.burst = max(mss, burst_limit - burst_limit % mss)
@@ -170,7 +170,7 @@ class Sender:
 
     @property
     def _most(self) -> int:
-        """Octets per segment for the device: the wire's where each points to urgent data.
+        """Octets per segment to be cut below us: the wire's where each points to urgent data.
 
         Who cuts a segment copies its urgent pointer, which counts from where the segment begins.
         """
