@@ -373,8 +373,12 @@ def test_acknowledgment_of_nothing_we_know_is_answered_by_a_reset() -> None:
 
 def test_acknowledgment_held_for_a_connection_that_ends_is_answered() -> None:
     peer = sending()
+    peer.host.sent()
     frame = acknowledge(peer, 1000)
-    assert peer.takes(frame)
+    assert peer.host.interface._express.take(memoryview(frame), 1.0, False)
+    assert not peer.taken, "it is held"
     peer.connection.abort()
     peer.host.interface.flush(1.0)
+    [answer] = peer.host.sent()
+    assert tcp.parse(memoryview(answer)[34:]).flags & RST
     assert not peer.host.interface.streams.endpoint.connections

@@ -6,10 +6,10 @@ import pytest
 
 from echo_appliance.netstack.checksum import is_valid, pseudo_header_sum
 from echo_appliance.netstack.neighbours import WAITING_LIMIT
-from echo_appliance.netstack.wire import ethernet, tcp
+from echo_appliance.netstack.wire import ethernet, icmp, ipv4, tcp
 from echo_appliance.netstack.wire.tcp import ACK, FIN, PSH, URG, Segment
 from tests.unit.netstack.framed import THEIRS_FIRST, Peer
-from tests.unit.netstack.hosts import THEIRS, arp_reply
+from tests.unit.netstack.hosts import THEIRS, arp_reply, packet4
 
 DATA = bytes(range(251)) * 40  # no piece is like another
 ROOM = {4: 1500 - 20 - 32, 6: 1500 - 40 - 32}
@@ -68,6 +68,34 @@ def test_number_of_a_piece_wraps_around() -> None:
     segments = sent(peer)
     assert [one.seq for one in segments][:3] == [(1 << 32) - 2000, (1 << 32) - 552, 896]
     assert b"".join(bytes(one.payload) for one in segments) == DATA
+
+
+@pytest.mark.parametrize("quoted", [0, 3, 6], ids=["first", "middle", "last"])
+def test_path_that_narrows_gets_smaller_pieces_of_what_is_under_way(quoted: int) -> None:
+    peer = Peer()
+    peer.connection.write(DATA)
+    peer.receive(peer.frame(peer.segment(b"go")))
+    packet = peer.host.sent()[quoted][14:]
+    message = icmp.Message(icmp.DESTINATION_UNREACHABLE, icmp.FRAGMENTATION_NEEDED, 1000, packet)
+    peer.host.receive(ethernet.IPV4, packet4(ipv4.ICMP, icmp.serialize(message)), 1.0)
+    segments = sent(peer)
+    assert {len(one.payload) for one in segments[:-1]} == {1000 - 20 - 32}
+    assert b"".join(bytes(one.payload) for one in segments) == DATA
+    assert [one.seq for one in segments] == list(range(peer.next, peer.next + len(DATA), 948))
+
+
+def test_piece_that_is_lost_is_sent_again_alone() -> None:
+    peer = Peer()
+    peer.connection.write(DATA)
+    peer.receive(peer.frame(peer.segment(b"go")))
+    first = sent(peer)
+    una, lost = first[2].seq, first[2]
+    for last in first[3:6]:
+        answer = peer.segment(seq=THEIRS_FIRST + 2, ack=una)
+        answer.sack_blocks = [(first[3].seq, last.seq + len(last.payload))]
+        peer.receive(peer.frame(answer), now=1.01)
+    [again] = sent(peer)
+    assert (again.seq, bytes(again.payload)) == (lost.seq, bytes(lost.payload))
 
 
 def test_pieces_wait_for_a_neighbour_that_is_not_known() -> None:
