@@ -55,7 +55,11 @@ def test_checksum_of_any_octets_is_the_rfcs(octets: bytes) -> None:
         assert checksum(octets) == rfc1071(octets) ^ 0xFFFF
 
 
-@given(st.randoms(use_true_random=False), st.integers(0, 4000), st.sampled_from([0, 1, 0xFF, None]))
+@given(
+    st.randoms(use_true_random=False),
+    st.integers(0, 4000) | st.integers(8000, 65535),
+    st.sampled_from([0, 1, 0xFF, None]),
+)
 def test_checksum_of_long_octets_is_the_rfcs(
     chance: random.Random, size: int, fill: int | None
 ) -> None:

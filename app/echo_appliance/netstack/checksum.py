@@ -5,7 +5,8 @@ A ones' complement sum of 16-bit words is the number that the octets are, modulo
 stands.  For the same reason the number may be folded, its high half added to
 its low one, which Python does digit by digit of 30 bits, and for less than it
 divides: 1.9 us for 1,448 octets, of which 1.0 is to make the number; without
-folding 2.7, and summing a memoryview that is cast to words takes 6.6.
+folding 2.7, and summing a memoryview that is cast to words takes 6.6.  9,000
+octets take 10 us, and 15 without.
 
 Sums of parts can be added, as long as each part but the last has an even length.
 """
@@ -16,7 +17,12 @@ if TYPE_CHECKING:
 
 # Half of what an Ethernet frame carries, a quarter, and so on: bits, and the mask that keeps them.
 _FOLDS = tuple((bits, (1 << bits) - 1) for bits in (736 * 8, 368 * 8, 184 * 8, 92 * 8))
-_WORTH_FOLDING = 256  # octets; what is shorter is divided faster
+_WORTH_FOLDING = 640  # octets; what is shorter is divided faster
+# What is larger is brought to that size first: each fold costs as much as its number is long.
+_LARGE = 2 * 736  # octets
+_LARGE_FOLDS = tuple(
+    (bits, (1 << bits) - 1) for bits in (_LARGE * 8 << n for n in (5, 4, 3, 2, 1, 0))
+)
 
 
 def partial_sum(octets: "Octets") -> int:
@@ -25,6 +31,10 @@ def partial_sum(octets: "Octets") -> int:
     size = len(octets)
     if size & 1:
         number <<= 8
+    if size > _LARGE:
+        for bits, mask in _LARGE_FOLDS:
+            if bits < size * 8:
+                number = (number >> bits) + (number & mask)
     if size > _WORTH_FOLDING:
         for bits, mask in _FOLDS:
             number = (number >> bits) + (number & mask)
