@@ -128,7 +128,7 @@ class Express:
             return False
         if size > _LARGE:
             self.settle(now)
-            return self._endpoint.receive_next(key, seq, ack, flags, window, payload, stamp, now)
+            return self._endpoint.receive_next(key, seq, ack, window, payload, size, stamp, now)
         if key == self._key:
             if not size:
                 if not self._pieces and self._is_news(seq, ack, stamp):
@@ -167,11 +167,12 @@ class Express:
         if key is None:
             return
         self._key, pieces = None, self._pieces
-        payload = b""
+        payload, size = b"", 0
         if pieces:
+            size = max(map(len, pieces))
             payload = pieces[0] if len(pieces) == 1 else b"".join(pieces)
             pieces.clear()
         seq, ack, window, stamp = self._seq, self._ack, self._window, self._stamp
-        if not self._endpoint.receive_next(key, seq, ack, ACK, window, payload, stamp, now):
+        if not self._endpoint.receive_next(key, seq, ack, window, payload, size, stamp, now):
             segment = Segment(key[1], key[3], seq, ack, ACK, window, payload, stamp)
             self._endpoint.receive(key[0], key[2], segment, now)

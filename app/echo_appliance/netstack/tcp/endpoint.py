@@ -171,16 +171,13 @@ class Endpoint:
             self._look_at_opening(connection)
 
     def receive_next(
-        self, key: Key, seq: int, ack: int, flags: int, window: int, payload: "Octets",
+        self, key: Key, seq: int, ack: int, window: int, payload: "Octets", size: int,
         stamp: tuple[int, int] | None, now: float,
     ) -> bool:  # fmt: skip
-        """Take a segment if it is just the next one of a connection: see Connection.
-
-        Its checksum was verified.  False: it is for receive().
-        """
+        """Take a segment if it is a connection's next one, as there; False: receive() it."""
         connection = self.connections.get(key)
         if connection is None or not connection.receive_next(
-            seq, ack, flags, window, payload, stamp, now
+            seq, ack, window, payload, size, stamp, now
         ):
             return False
         self._changed[connection] = None
