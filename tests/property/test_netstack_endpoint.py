@@ -43,7 +43,7 @@ class Crowd:
         self.random = random.Random(seed)  # noqa: S311 - chance that can be repeated
         self.now = 0.0
         limits = Settings(receive_limit=5000, send_limit=5000)
-        self.endpoint = Endpoint(bytes(32), lambda _: (1460, 0), limits)
+        self.endpoint = Endpoint(bytes(32), lambda *_: (1460, 0), limits)
         self.listeners = [
             self.endpoint.listen(80, self.take), self.endpoint.listen(81, self.take, address=HERE)
         ]  # fmt: skip

@@ -30,7 +30,7 @@ _PROTOCOLS = (6, 17)
 _UDP = 2  # of a kind
 _PASS = 1  # SK_PASS
 _NO_ADDRESS = bytes(16)
-_TRIES = 10
+_TRIES, _QUESTIONS = 5, 40
 
 
 class Packet:
@@ -202,11 +202,13 @@ def _reason(winner: Binding, loser: Binding) -> str:
 def explain(dispatcher: Dispatcher, packet: Packet) -> Explanation:
     """Return who takes the packet and why.  Raises SetupError when model and kernel disagree.
 
-    For a moment they may: bindings change, or somebody else asks, as the sidecar does for each
-    reply socket, and the kernel's report has room for one answer.  So it asks again.
+    For a moment they may: bindings change, so that the model has to look again; or somebody else
+    asks, as the sidecar does for each reply socket, and the kernel has room for one report only.
+    Then it is asked again at once, which costs little, where the model reads all bindings.
     """
-    for _ in range(_TRIES):
-        candidates, expected = _ask_model(dispatcher, packet)
+    for turn in range(_TRIES * _QUESTIONS):
+        if turn % _QUESTIONS == 0:
+            candidates, expected = _ask_model(dispatcher, packet)
         decision = ask_kernel(dispatcher, packet)
         if decision.winner == expected:
             break

@@ -130,7 +130,7 @@ class Express:
             return False
         if size > _LARGE:
             self.settle(now)
-            return self._endpoint.receive_next(key, seq, ack, flags, window, payload, stamp, now)
+            return self._endpoint.receive_next(key, seq, ack, window, payload, size, stamp, now)
         if key == self._key:
             if not size:
                 if not self._pieces and self._is_news(seq, ack, stamp):
@@ -171,11 +171,10 @@ class Express:
             return
         pieces = self._pieces or [b""]
         self._key, self._pieces = None, []
-        payload, largest = pieces[0], 0
-        if len(pieces) > 1:
-            payload, largest = b"".join(pieces), len(pieces[0])
+        payload = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        size = len(pieces[0])  # none is larger
         seq, ack, window, stamp = self._seq, self._ack, self._window, self._stamp
-        if self._endpoint.receive_next(key, seq, ack, ACK, window, payload, stamp, now, largest):
+        if self._endpoint.receive_next(key, seq, ack, window, payload, size, stamp, now):
             return
         for piece in pieces:  # it is not the usual after all: one by one, as they came
             segment = Segment(key[1], key[3], seq, ack, ACK, window, piece, stamp)

@@ -9,7 +9,7 @@ leaves is cut to 32 bits again.
 """
 
 MASK = 0xFFFFFFFF
-_HALF = 0x80000000
+HALF = 0x80000000
 
 
 def unwrap(wire: int, near: int) -> int:
@@ -17,9 +17,9 @@ def unwrap(wire: int, near: int) -> int:
 
     May be negative when `near` is small; it still compares as it should.
     """
-    return near + ((wire - near + _HALF) & MASK) - _HALF
+    return near + ((wire - near + HALF) & MASK) - HALF
 
 
 def is_before(first: int, second: int) -> bool:
     """Tell whether the 32-bit number `first` comes before `second` (RFC 7323 section 5.2)."""
-    return ((first - second) & MASK) >= _HALF
+    return ((first - second) & MASK) >= HALF

@@ -215,10 +215,9 @@ class Streams:
         ip_header = ipv4.HEADER_SIZE if way.is_ipv4 else ipv6.HEADER_SIZE
         return way.mtu(now) - ip_header - tcp.MIN_HEADER
 
-    def _sizes(self, remote: bytes) -> tuple[int, int]:
+    def _sizes(self, local: bytes, remote: bytes) -> tuple[int, int]:
         """Return the largest segment to an address, and the largest that is cut below TCP."""
-        local = self._interface.routes.source_for(remote)
-        way = self._interface.routes.way(local, remote) if local else None
+        way = self._interface.routes.way(local, remote)
         if way is None:
             return _MSS_WITHOUT_ROUTE, 0
         return self._mss(way, self._now), self._port.segment_limit or _CUT_LIMIT

@@ -41,10 +41,8 @@ class Peer:
         endpoint = self.host.interface.streams.endpoint
         receive_next, receive = endpoint.receive_next, endpoint.receive
 
-        def on_next(
-            key: object, seq: int, ack: int, flags: int, window: int, *rest: object
-        ) -> bool:
-            taken = receive_next(key, seq, ack, flags, window, *rest)  # type: ignore[arg-type]
+        def on_next(key: object, seq: int, ack: int, window: int, *rest: object) -> bool:
+            taken = receive_next(key, seq, ack, window, *rest)  # type: ignore[arg-type]
             if taken:
                 self.taken.append((seq, ack, window))
             return taken

@@ -46,8 +46,8 @@ class Link:
         self.fault = fault or Fault()
         self.random = random.Random(seed)  # noqa: S311
         left, right = settings or (Settings(), Settings())
-        self.left = Endpoint(b"l" * 32, lambda _: (mss, segment_limit), left)
-        self.right = Endpoint(b"r" * 32, lambda _: (mss, segment_limit), right)
+        self.left = Endpoint(b"l" * 32, lambda *_: (mss, segment_limit), left)
+        self.right = Endpoint(b"r" * 32, lambda *_: (mss, segment_limit), right)
         self.sent = 0
         self.dropped = 0
         self.trace: Callable[[float, bytes, Segment, str], None] | None = None

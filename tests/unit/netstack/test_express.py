@@ -194,6 +194,15 @@ def test_segment_that_says_something_else_is_not_joined(odd: dict[str, int]) -> 
     assert [seq for seq, _, _ in peer.taken] == [first.seq, second.seq]
 
 
+def test_every_second_segment_of_a_small_mss_is_acknowledged_at_once() -> None:
+    peer = Peer()
+    frames = data_of(peer, [bytes(700)] * 6)
+    peer.receive(*frames[:4])
+    assert len(peer.host.sent()) == 1
+    peer.receive(*frames[4:])
+    assert len(peer.host.sent()) == 1, "what was joined is no measure of its segments"
+
+
 def test_octets_that_are_held_are_not_the_devices() -> None:
     peer = Peer()
     frames = data_of(peer, [b"one", b"two"])

@@ -22,7 +22,7 @@ GROUP, BROADCAST = b"\xe0\0\0\x01", b"\xff\xff\xff\xff"
 
 
 def host(settings: Settings | None = None) -> Endpoint:
-    return Endpoint(bytes(32), lambda _remote: (1460, 0), settings)
+    return Endpoint(bytes(32), lambda *_: (1460, 0), settings)
 
 
 def segment(

@@ -147,7 +147,7 @@ def test_shorter_than_a_header_is_refused() -> None:
 
 def test_syn_without_a_timestamp_is_answered() -> None:
     octets = bytes.fromhex("9c40 0050 00000001 00000000 5002 faf0 0000 0000")
-    endpoint = Endpoint(bytes(32), lambda _: (1460, 0))
+    endpoint = Endpoint(bytes(32), lambda *_: (1460, 0))
     endpoint.listen(80, lambda _: None)
     endpoint.receive(b"\x0a\0\0\x02", b"\x0a\0\0\x01", parse(memoryview(octets)), 0.0)
     ((_, (answer,)),) = endpoint.to_send(0.0)

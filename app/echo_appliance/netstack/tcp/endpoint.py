@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from .octets import Octets
 
-    Route = Callable[[bytes], tuple[int, int]]
+    Route = Callable[[bytes, bytes], tuple[int, int]]
 
 FIRST_EPHEMERAL, LAST_EPHEMERAL = 49152, 65535  # RFC 6335 section 6
 _STALE_TIMERS = 64  # entries of the heap that may be, beside one for each connection
@@ -51,7 +51,7 @@ class Endpoint:
     def __init__(self, secret: bytes, route: "Route", settings: Settings | None = None) -> None:
         """`secret` is 32 random octets.
 
-        `route` returns for a remote address (mss, segment_limit): see Connection.
+        `route` returns (mss, segment_limit), see Connection, for a local and a remote address.
         """
         self.connections: dict[Key, Connection] = {}
         self.counters: dict[str, int] = {}
@@ -136,7 +136,7 @@ class Endpoint:
 
     def _make(self, key: Key, settings: Settings, now: float, iss: int | None = None) -> Connection:
         remote, remote_port, local, local_port = key
-        mss, segment_limit = self._route(remote)
+        mss, segment_limit = self._route(local, remote)
         if iss is None:
             iss = self._secrets.initial_sequence_number(key, now)
         connection = Connection(
@@ -171,13 +171,13 @@ class Endpoint:
             self._look_at_opening(connection)
 
     def receive_next(
-        self, key: Key, seq: int, ack: int, flags: int, window: int, payload: "Octets",
-        stamp: tuple[int, int] | None, now: float, largest: int = 0,
+        self, key: Key, seq: int, ack: int, window: int, payload: "Octets", size: int,
+        stamp: tuple[int, int] | None, now: float,
     ) -> bool:  # fmt: skip
-        """Take a segment whose checksum was verified, if it is just the next: see Connection."""
+        """Take a segment if it is a connection's next one, as there; False: receive() it."""
         connection = self.connections.get(key)
         if connection is None or not connection.receive_next(
-            seq, ack, flags, window, payload, stamp, now, largest
+            seq, ack, window, payload, size, stamp, now
         ):
             return False
         self._changed[connection] = None
@@ -211,7 +211,7 @@ class Endpoint:
             return
         if listener.is_full():
             self.count("syn cookies sent")
-            mss = self._route(key[0])[0]
+            mss = self._route(key[2], key[0])[0]
             answer = listener.answer_with_cookie(key, syn, mss, now)
             self._replies.append((Reply(key[2], key[0]), answer))
             return

@@ -80,15 +80,13 @@ class Receiver:
 
     # -- taking in -------------------------------------------------------------
 
-    def take(self, payload: "Octets", now: float, largest: int = 0) -> None:
+    def take(self, payload: "Octets", size: int, now: float) -> None:
         """Take octets that begin at `nxt` and are within the window.  The payload is copied.
 
-        `largest`: octets of the largest segment, if they came in several.  Two of them are to be
-        answered at once, which cannot be seen by what they are together.
+        `size` is that of the largest segment that they came in.
         """
         self.queue.append(bytes(payload))
         self.nxt += len(payload)
-        size = largest or len(payload)
         if size > self._full:
             self._full = min(size, self.mss)
         if self.nxt - self.acknowledged >= 2 * self._full:
@@ -111,7 +109,7 @@ class Receiver:
             self.islands.insert(seq, payload)
             self.ack_now = True  # tells the sender of the gap (RFC 5681 section 4.2)
             return
-        self.take(payload, now)
+        self.take(payload, len(payload), now)
         if self.islands:
             self.ack_now = True  # likewise: a gap was filled
             for piece in self.islands.take(self.nxt):
