@@ -196,9 +196,15 @@ class Flight:
         self.lost += record.end - record.start
 
     def lose_first(self) -> None:
-        """Mark the first record: three duplicate ACKs, or a partial one, say so (RFC 6582)."""
-        if self.records and not self.records[0].lost and not self.records[0].sacked:
-            self._lose(self.records[0])
+        """Mark the first segment: three duplicate ACKs, or a partial one, say so (RFC 6582).
+
+        Of a super-segment no more than that: what follows has arrived, as far as one can know.
+        """
+        records = self.records
+        if records and not records[0].lost and not records[0].sacked:
+            if records[0].end - records[0].start > self.mss + 1:  # one more: a FIN may ride on it
+                self._split(0, records[0].start + self.mss)
+            self._lose(records[0])
 
     def lose_all(self) -> None:
         """Mark all that is not known to have arrived: the time-out passed, or the window was zero.
