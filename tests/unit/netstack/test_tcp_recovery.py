@@ -282,6 +282,15 @@ def test_segments_in_flight_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None
     assert len(peer.sends()) == 4
 
 
+def test_segments_in_flight_are_bounded_where_they_are_cut_late(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sender_module, "MAX_RECORDS", 4)
+    peer = wrote(10 * MSS, None, segment_limit=10 * MSS)
+    assert numbers(peer.leaves()) == [(FIRST, 4 * MSS)]
+    assert numbers(peer.sends(ack=FIRST + 3 * MSS)) == [(FIRST + 4 * MSS, 3 * MSS)]
+
+
 def test_sack_that_was_not_agreed_upon_is_ignored() -> None:
     peer = in_flight(5)
     peer.sends(ack=FIRST + MSS, sack=[block(2 * MSS, 5 * MSS)])

@@ -145,7 +145,11 @@ class Sender:
         if was_idle:
             self._begin_burst(now)
         # Nothing in this loop is acknowledged meanwhile, so the room only shrinks.
-        room = min(self.una + self.window - self.nxt, self.congestion.window - flight.pipe)
+        room = min(
+            self.una + self.window - self.nxt,
+            self.congestion.window - flight.pipe,
+            MAX_RECORDS * self.mss - flight.octets,  # one record may be of many segments
+        )
         last = self.queue.end
         nxt, most = self.nxt, self._most
         while nxt < last:
