@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import select
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -102,3 +103,27 @@ def test_relay_waits_without_spinning_for_a_client_that_does_not_read(
             served.close()
             server.assert_sleeps(0.5)
             assert client.makefile("rb").read() == data
+
+
+@pytest.mark.parametrize("software", [False, True], ids=["offload", "software"])
+def test_client_with_less_room_than_a_segment_gets_all_in_time(
+    net: Net, tmp_path: Path, software: bool
+) -> None:
+    """A segment that fills such a window at once has Linux open it by one octet, for ever."""
+    data = pattern(100_000)
+    options = ("--mtu", "9000", *(("--software",) if software else ()))
+    with listening_unix(tmp_path / "target") as target:
+        net.serve(net.tap(mtu=9000), *options, ports=[f"80=unix:{tmp_path / 'target'}"])
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2304)
+            client.settimeout(20)
+            client.connect((OURS, 80))
+            served, _ = target.accept()
+            served.sendall(data)
+            served.close()
+            time.sleep(0.5)  # the window closes, and is probed
+            give_up, got = time.monotonic() + 10, b""
+            while octets := client.recv(65536):
+                got += octets
+                assert time.monotonic() < give_up, f"{len(got)} octets in 10 s"
+            assert got == data

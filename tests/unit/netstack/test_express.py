@@ -203,6 +203,17 @@ def test_every_second_segment_of_a_small_mss_is_acknowledged_at_once() -> None:
     assert len(peer.host.sent()) == 1, "what was joined is no measure of its segments"
 
 
+def test_every_second_segment_is_acknowledged_at_once_after_we_have_closed_too() -> None:
+    peer = Peer()
+    peer.connection.close()
+    frames = data_of(peer, [bytes(700)] * 6)
+    peer.receive()
+    peer.host.sent()
+    for first in (0, 2, 4):
+        peer.receive(*frames[first : first + 2])
+        assert len(peer.host.sent()) == 1
+
+
 def test_octets_that_are_held_are_not_the_devices() -> None:
     peer = Peer()
     frames = data_of(peer, [b"one", b"two"])

@@ -40,6 +40,16 @@ def test_ack_for_every_second_segment_of_a_peer_with_a_smaller_mtu() -> None:
     assert [len(peer.sends(payload=b"x" * 700)) for _ in range(4)] == [0, 1, 0, 1]
 
 
+def test_ack_for_every_second_segment_of_a_peer_with_the_smallest_mtu() -> None:
+    peer = established(timestamp=(1, 0))
+    assert [len(peer.sends(payload=b"x" * 524)) for _ in range(4)] == [0, 1, 0, 1]
+
+
+def test_ack_for_what_a_device_has_joined_comes_at_once() -> None:
+    peer = established()
+    assert [len(peer.sends(payload=b"x" * 2 * 700)) for _ in range(2)] == [1, 1]
+
+
 def test_ack_for_small_segments_waits() -> None:
     peer = established()
     assert [len(peer.sends(payload=b"x" * 64)) for _ in range(4)] == [0, 0, 0, 0]

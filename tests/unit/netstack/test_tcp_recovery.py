@@ -175,6 +175,18 @@ def test_partial_ack_sends_the_next_missing_segment() -> None:
     assert peer.connection.sender.recovery.end is None
 
 
+@pytest.mark.parametrize("acknowledged", [0, 2 * MSS])
+def test_duplicate_acks_have_one_segment_of_a_super_segment_sent_again(acknowledged: int) -> None:
+    peer = established(segment_limit=10 * MSS)
+    peer.connection.write(bytes(10 * MSS))
+    assert len(peer.leaves()) == 1
+    if acknowledged:
+        peer.sends(ack=FIRST + acknowledged)
+    sent = [peer.sends(ack=FIRST + acknowledged) for _ in range(8)]
+    assert repeated([one for some in sent for one in some], peer) == [(acknowledged, MSS)]
+    assert repeated(peer.sends(ack=FIRST + 5 * MSS), peer) == [(5 * MSS, MSS)], "a partial one"
+
+
 def test_duplicate_with_data_or_another_window_is_none() -> None:
     peer = in_flight(10)
     for at in range(4):
@@ -316,6 +328,15 @@ def test_segments_in_flight_are_bounded_when_they_leave_as_one(
     peer = wrote(10 * MSS, segment_limit=10 * MSS)
     assert numbers(peer.leaves()) == [(FIRST, 4 * MSS)]
     assert numbers(peer.sends()) == [(FIRST + 4 * MSS, 4 * MSS)]
+
+
+def test_segments_in_flight_are_bounded_where_they_are_cut_late(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sender_module, "MAX_RECORDS", 4)
+    peer = wrote(10 * MSS, None, segment_limit=10 * MSS)
+    assert numbers(peer.leaves()) == [(FIRST, 4 * MSS)]
+    assert numbers(peer.sends(ack=FIRST + 3 * MSS)) == [(FIRST + 4 * MSS, 3 * MSS)]
 
 
 def test_sack_that_was_not_agreed_upon_is_ignored() -> None:

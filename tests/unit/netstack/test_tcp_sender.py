@@ -82,6 +82,25 @@ def test_window_tiny_for_ever_is_used_by_halves() -> None:
     assert numbers(peer.leaves()) == [(FIRST, 100)]
 
 
+@pytest.mark.parametrize("limit", [0, 64000])
+def test_window_smaller_than_two_segments_is_filled_by_halves(limit: int) -> None:
+    peer = established(segment_limit=limit)
+    peer.connection.sender.max_window = 0
+    peer.sends(window=1400)
+    peer.connection.write(bytes(8000))
+    assert numbers(peer.leaves()) == [(FIRST, 700), (FIRST + 700, 700)]
+    assert numbers(peer.sends(window=1800))[0] == (FIRST + 1400, 900)
+    assert len(peer.sends(window=9000)[0].payload) >= 1000
+
+
+def test_window_that_was_never_large_is_no_reason_for_crumbs() -> None:
+    peer = established()
+    peer.connection.sender.max_window = 0
+    peer.sends(window=600)
+    peer.connection.write(bytes(5000))
+    assert numbers(peer.leaves()) == [(FIRST, 536)]
+
+
 def test_window_update_that_is_older_than_the_last_is_ignored() -> None:
     peer = established()
     peer.sends(payload=b"x", window=3000)

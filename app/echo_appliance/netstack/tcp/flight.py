@@ -204,7 +204,7 @@ class Flight:
         """
         if not self.records or self.records[0].lost or self.records[0].sacked:
             return
-        if self.records[0].end - self.records[0].start > self.mss:
+        if self.records[0].end - self.records[0].start > self.mss + 1:  # a FIN may ride on it
             self._split(0, self.records[0].start + self.mss)
         self._lose(self.records[0])
 

@@ -9,14 +9,22 @@ silly window syndrome, RFC 813; section 3.8.6.2.2).
 from ..seq import is_before
 from .octets import Stream
 from .reassembly import Reassembly
-from .settings import MAX_UNSCALED_WINDOW, MAX_WINDOW_SHIFT, NEVER, PAWS_IDLE
+from .settings import (
+    DEFAULT_MSS_V4,
+    MAX_UNSCALED_WINDOW,
+    MAX_WINDOW_SHIFT,
+    NEVER,
+    PAWS_IDLE,
+    TIMESTAMPS_LENGTH,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .octets import Octets
     from .settings import Settings
 
-MIN_FULL_SIZE = 536  # a smaller segment is no full-sized one, whatever its sender's MTU
+# A smaller segment is no full-sized one, whatever its sender's MTU.
+MIN_FULL_SIZE = DEFAULT_MSS_V4 - TIMESTAMPS_LENGTH
 
 
 def window_shift(limit: int) -> int:
@@ -83,12 +91,12 @@ class Receiver:
     def take(self, payload: "Octets", size: int, now: float) -> None:
         """Take octets that begin at `nxt` and are within the window.  The payload is copied.
 
-        `size` is that of the largest segment that they came in.
+        `size` is that of the largest segment that they came in; 0: who knows.
         """
         self.queue.append(bytes(payload))
         self.nxt += len(payload)
-        if size > self._full:
-            self._full = min(size, self.mss)
+        if self._full < size <= self.mss:  # more than that, a device has joined
+            self._full = size
         if self.nxt - self.acknowledged >= 2 * self._full:
             self.ack_now = True  # SHLD-19: at least every second full-sized segment
         elif self.ack_at == NEVER:
@@ -109,7 +117,7 @@ class Receiver:
             self.islands.insert(seq, payload)
             self.ack_now = True  # tells the sender of the gap (RFC 5681 section 4.2)
             return
-        self.take(payload, len(payload), now)
+        self.take(payload, 0, now)  # it may be of several
         if self.islands:
             self.ack_now = True  # likewise: a gap was filled
             for piece in self.islands.take(self.nxt):

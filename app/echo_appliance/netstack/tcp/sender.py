@@ -14,7 +14,7 @@ round trips so that a lost tail is found by SACK and not by the time-out.
 from ..wire.tcp import ACK, FIN, PSH, SYN
 from .octets import Stream
 from .recovery import Recovery
-from .settings import MAX_RECORDS, NEVER
+from .settings import DEFAULT_MSS_V4, MAX_RECORDS, NEVER
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -173,8 +173,13 @@ class Sender:
         """Octets per segment to be cut below us: the wire's where each points to urgent data.
 
         Who cuts a segment copies its urgent pointer, which counts from where the segment begins.
+        And no more than half of what the peer ever had room for: a segment that fills such a
+        window at once has Linux, which opens it in steps of segments, open it by an octet for ever.
         """
-        return self.burst if self.urgent <= self.una else self.mss
+        most = self.burst if self.urgent <= self.una else self.mss
+        if self.max_window < 2 * self.mss:
+            most = min(most, max(self.max_window // 2, DEFAULT_MSS_V4))
+        return most
 
     def _begin_burst(self, now: float) -> None:
         if now - self._tried_at > self.round_trip.rto:
@@ -247,12 +252,13 @@ class Sender:
         tail = self._probe == "tail"
         self._probe = ""
         waiting = self.queue.end - self.nxt
+        most = min(waiting, self._most, self.mss)
         if not self.flight.records and waiting > 0:
             # One octet at least, whatever the window (MUST-36); all of a small window.
-            size = max(1, min(waiting, self.una + self.window - self.nxt, self.mss))
+            size = max(1, min(most, self.una + self.window - self.nxt))
             self._send_piece(self.nxt, size, now, emit)
-        elif tail and waiting > 0 and self.una + self.window - self.nxt >= min(waiting, self.mss):
-            self._send_piece(self.nxt, min(waiting, self.mss), now, emit)
+        elif tail and waiting > 0 and self.una + self.window - self.nxt >= most:
+            self._send_piece(self.nxt, most, now, emit)
         elif tail and self.flight.records:
             self._repeat(self.flight.last(self.queue.end), now, emit)
         elif self.flight.records:
