@@ -38,9 +38,9 @@ KERNEL_ARGUMENTS = (
     "console=ttyS0 rw quiet systemd.show_status=no audit=0 "
     # A throw-away guest has nothing to protect, and emulation pays for each of these.
     "mitigations=off init_on_alloc=0 lsm=capability "
-    # A clock that is found stable has the kernel patch its idle loop while other processors run it,
-    # which QEMU's threads of emulation survive most times only: a panic in one boot of some fifty,
-    # "Fatal exception in interrupt", where sched_clock_idle_wakeup_event() was patched.
+    # A clock that is found stable has the kernel patch its idle loop while other processors run it.
+    # That is what we take a rare panic under emulation for: "Fatal exception in interrupt", right
+    # behind the place in sched_clock_idle_wakeup_event() that is patched then.
     "tsc=unstable"
 )
 

@@ -40,7 +40,7 @@ from ..linux import (
     TUNSETOFFLOAD,
     TUNSETVNETHDRSZ,
 )
-from .wire import ipv4
+from .wire import ipv4, tcp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,8 +53,6 @@ TUN_PATH = "/dev/net/tun"
 
 VNET_SIZE = 10  # struct virtio_net_hdr, without what mergeable buffers add
 _VERIFIED = 3  # its flags: the checksum is yet to be filled in, or was seen to be right
-# Segments of 64 KiB, less the largest headers: RFC 791 has no larger packets.
-_SEGMENT_LIMIT = 65535 - 40 - 60
 # A frame of the largest packet, with all that may stand before it.
 BUFFER_SIZE = VNET_SIZE + 18 + 65535 + 40
 
@@ -72,7 +70,7 @@ class Device:
         self.mtu = mtu
         self.hardware: bytes | None = None  # the address that it insists on
         self.checksums = offload
-        self.segment_limit = _SEGMENT_LIMIT if offload else 0
+        self.segment_limit = tcp.SUPER_SEGMENT if offload else 0
         self.prefix = bytes(VNET_SIZE) if vnet else b""
         self.lost: dict[str, int] = {}  # frames not sent, by reason
         self.sent_frames = 0

@@ -34,7 +34,6 @@ _IPV6 = struct.Struct("!IHBB32s")
 _NUMBER = struct.Struct("!I")
 _SUM = struct.Struct("!H")
 
-_CUT_LIMIT = 65535 - 40 - 60  # octets of a segment that we cut, as for a device: RFC 791's largest
 _HOP_LIMIT = 64
 _MSS_WITHOUT_ROUTE = 536  # nothing gets there in any case
 
@@ -220,7 +219,7 @@ class Streams:
         way = self._interface.routes.way(local, remote)
         if way is None:
             return _MSS_WITHOUT_ROUTE, 0
-        return self._mss(way, self._now), self._port.segment_limit or _CUT_LIMIT
+        return self._mss(way, self._now), self._port.segment_limit or tcp.SUPER_SEGMENT
 
 
 def _differs_in_number_only(segment: "Segment", last: "Segment") -> bool:

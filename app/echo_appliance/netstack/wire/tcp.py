@@ -20,6 +20,9 @@ FIN, SYN, RST, PSH, ACK, URG, ECE, CWR = 1, 2, 4, 8, 16, 32, 64, 128
 
 MIN_HEADER = 20
 MAX_HEADER = 60
+# Octets of a segment that is cut into those of the wire later: what fits the largest packet that
+# RFC 791 and RFC 8200 have, beside the largest headers.
+SUPER_SEGMENT = 65535 - 40 - MAX_HEADER
 SEQ_OFFSET = 4
 CHECKSUM_OFFSET = 16
 
