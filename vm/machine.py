@@ -187,6 +187,9 @@ class Machine:
             raise VmError(told)
 
     def _last_words(self) -> str:
+        # QEMU ends when its device dies before it has connected; no device ends with QEMU.
+        if told := self.vsock.failure():
+            return told
         said = (self.folder / "qemu.log").read_text(errors="replace").strip()
         reason = said.splitlines()[-1] if said else f"the console ends with:\n{self.tail()}"
         return f"QEMU ended: {reason}"

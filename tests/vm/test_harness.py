@@ -167,7 +167,9 @@ def test_image_that_is_empty_is_given_up(parts: Parts, tmp_path: Path) -> None:
 # -- nothing stays -------------------------------------------------------------------
 
 
-def test_vsock_device_that_dies_is_told(parts: Parts) -> None:
+# Before QEMU has connected, which then ends; while it asks for features; when the guest runs.
+@pytest.mark.parametrize("seconds", [0, 0.02, 1])
+def test_vsock_device_that_dies_is_told(parts: Parts, seconds: float) -> None:
     with (
         Folder() as folder,
         Machine(Plan(SPARE_CID, parts.ignition, parts.data), folder) as machine,
@@ -176,6 +178,7 @@ def test_vsock_device_that_dies_is_told(parts: Parts) -> None:
             pytest.skip("this host has vhost_vsock, which does not die alone")
         ours = mentioning(os.getpid())
         [device] = [pid for pid, words in ours if f"--guest-cid={SPARE_CID}" in words]
+        time.sleep(seconds)
         os.kill(device, signal.SIGKILL)
         with pytest.raises(VmError, match="the vsock device ended"):
             machine.wait_for_echo(60)
