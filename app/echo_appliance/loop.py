@@ -27,6 +27,7 @@ TYPE_CHECKING = False  # importing typing costs 3 ms of the first client's wait
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+LINGER = 50e-6  # seconds: about what it takes to be put to sleep and woken
 EVENTS_PER_TURN = 64  # select.epoll allocates room for these at every turn
 
 
@@ -67,6 +68,7 @@ class Loop:
         self._cancelled = 0
         self._signals: dict[int, Callable[[], object]] = {}
         self._stopped = False
+        self._lingers = False
 
     # -- descriptors ---------------------------------------------------------
 
@@ -163,7 +165,7 @@ class Loop:
         poll = self._epoll.poll
         handlers = self._handlers
         while not self._stopped:
-            ready = poll(self._timeout(), EVENTS_PER_TURN)
+            ready = (self._lingers and self._look()) or poll(self._timeout(), EVENTS_PER_TURN)
             self.now = monotonic()
             self.turn += 1
             for descriptor, events in ready:
@@ -174,6 +176,19 @@ class Loop:
                 handler(events)
             if self._timers and self._timers[0]._when <= self.now:
                 self._fire_timers()
+
+    def linger(self) -> None:
+        """Stay awake for LINGER before the next wait: a handler expects an event by then."""
+        self._lingers = True
+
+    def _look(self) -> list[tuple[int, int]]:
+        """Return the events that are there within LINGER; none if there are none."""
+        self._lingers = False
+        poll = self._epoll.poll
+        until = monotonic() + LINGER
+        while not (ready := poll(0, EVENTS_PER_TURN)) and monotonic() < until:
+            pass
+        return ready
 
     def abandon(self) -> None:
         """In a forked child: let go of all that the parent's loop watches.

@@ -5,12 +5,13 @@ import os
 import select
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
 import echo_appliance.loop
-from echo_appliance.loop import Loop
+from echo_appliance.loop import LINGER, Loop
 
 
 class Clock:
@@ -129,6 +130,59 @@ def test_loop_sweep_of_cancelled_timers_keeps_the_others(loop: Loop, clock: Cloc
     clock.now = 100
     loop.run()
     assert fired == list(range(100))
+
+
+LOOK = LINGER / 3.5
+
+
+class Waits:
+    """An epoll instance that notes how long it is asked to wait, and only says that it waited."""
+
+    def __init__(self, loop: Loop, clock: Clock) -> None:
+        self.asked: list[float] = []
+        self.before_the_next: Callable[[], object] | None = None
+        self._epoll, self._clock = loop._epoll, clock
+
+    def poll(self, timeout: float, most: int) -> list[tuple[int, int]]:
+        self.asked.append(timeout)
+        if found := self._epoll.poll(0, most):
+            return found
+        self._clock.now += timeout or LOOK
+        if self.before_the_next is not None:
+            self.before_the_next()
+        return []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._epoll, name)
+
+
+@pytest.fixture
+def waits(loop: Loop, clock: Clock) -> Waits:
+    waits = Waits(loop, clock)
+    loop._epoll = waits  # type: ignore[assignment]
+    return waits
+
+
+def test_loop_that_lingers_looks_for_a_moment_and_sleeps_then(loop: Loop, waits: Waits) -> None:
+    loop.call_later(1, loop.linger)
+    loop.call_later(2, loop.linger)
+    loop.call_later(3, loop.stop)
+    loop.run()
+    looks = [0, 0, 0, 0]
+    rest = 1 - 4 * LOOK
+    assert waits.asked == pytest.approx([1, *looks, rest, *looks, rest])
+
+
+def test_loop_that_lingers_serves_what_comes_meanwhile(
+    loop: Loop, waits: Waits, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    loop.call_later(5, loop.stop)  # which nobody waits for
+    loop.watch(pair[1].fileno(), select.EPOLLIN, lambda _events: loop.stop())
+    waits.before_the_next = lambda: pair[0].send(b"x")
+    loop.linger()
+    loop.run()
+    assert waits.asked == [0, 0]
+    assert loop.now < LINGER
 
 
 def test_loop_signal_is_handled_in_the_loop(loop: Loop) -> None:

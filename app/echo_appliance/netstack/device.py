@@ -74,6 +74,7 @@ class Device:
         self.prefix = bytes(VNET_SIZE) if vnet else b""
         self.lost: dict[str, int] = {}  # frames not sent, by reason
         self.sent_frames = 0
+        self.last_sent = 0  # octets of the last frame, prefix and all
         self.received_frames = 0
         self.on_frame: Callable[[Octets], None] | None = None  # sees each frame, both ways
         self.on_close: Callable[[], None] | None = None
@@ -110,7 +111,7 @@ class Device:
         if self.on_frame is not None:
             self.on_frame(b"".join((head[len(self.prefix) :], payload)))
         try:
-            self._writev(self.descriptor, (head, payload))
+            self.last_sent = self._writev(self.descriptor, (head, payload))
             self.sent_frames += 1
         except OSError as error:
             reason = f"device-{errno.errorcode.get(error.errno or 0, 'error').lower()}"

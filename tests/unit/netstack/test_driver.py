@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from echo_appliance.loop import Loop
+import echo_appliance.netstack.driver
+from echo_appliance.loop import LINGER, Loop
 from echo_appliance.netstack.device import adopt
 from echo_appliance.netstack.driver import FRAMES_PER_TURN, Driver
 from tests.unit.netstack.framed import THEIRS_FIRST, Peer
@@ -23,6 +24,7 @@ class Driven:
         self.device = adopt(ours.detach(), "link", None)
         self.lost: list[str] = []
         self.driver = Driver(self.loop, self.device, self.peer.host.interface, self.lost.append)
+        self.lingers = False  # after the last turn
         self._reads = 0
         self._seq = THEIRS_FIRST
         read = self.device.read
@@ -43,7 +45,14 @@ class Driven:
         """Let the driver be told that there is something; return attempts to read, and frames."""
         before, self._reads = self.device.received_frames, 0
         self.driver._on_readable(0)
+        self.lingers, self.loop._lingers = self.loop._lingers, False
         return self._reads, self.device.received_frames - before
+
+    def stays_awake(self, seconds: float) -> bool:
+        """Have a turn so long after the last one; return whether the loop stays awake after it."""
+        self.loop.now += seconds
+        self.turn()
+        return self.lingers
 
     def close(self) -> None:
         self.other_end.close()
@@ -80,6 +89,36 @@ def test_after_a_burst_frames_are_read_one_by_one_again(driven: Driven) -> None:
         pass
     driven.come(1)
     assert driven.turn() == (1, 1)
+
+
+@pytest.fixture
+def timed(driven: Driven, monkeypatch: pytest.MonkeyPatch) -> Driven:
+    """A driver whose turns take no time."""
+    monkeypatch.setattr(echo_appliance.netstack.driver, "monotonic", lambda: driven.loop.now)
+    driven.come(20)
+    driven.turn()
+    return driven
+
+
+def test_driver_stays_awake_while_each_frame_comes_soon_after_the_last(timed: Driven) -> None:
+    assert timed.stays_awake(LINGER / 2)
+    assert not timed.stays_awake(LINGER * 2)
+    assert timed.stays_awake(LINGER / 2)
+
+
+def test_driver_sleeps_between_batches(timed: Driven) -> None:
+    for _ in range(4):
+        timed.turn()
+    assert timed.turn()[1] > 1
+    timed.come(FRAMES_PER_TURN)
+    assert not timed.stays_awake(LINGER / 2)
+
+
+def test_driver_sleeps_while_its_peer_has_much_to_take_in(timed: Driven) -> None:
+    timed.device.send(bytes(14), bytes(64 << 10))
+    assert not timed.stays_awake(LINGER / 2)
+    timed.device.send(bytes(14), bytes(100))
+    assert timed.stays_awake(LINGER / 2)
 
 
 def test_what_came_before_the_end_of_the_device_is_held_for_nobody(driven: Driven) -> None:
