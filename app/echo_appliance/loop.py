@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 LINGER = 50e-6  # seconds: about what it takes to be put to sleep and woken
+# Events come one by one while turns have so few, and that many of them in a row.  With more, a loop
+# that sleeps wakes to several at once, which costs it and those that it serves less for each.
+FEW, CALM = 2, 32
+SKIPPED_MOST = 1023  # of what linger() is asked, where looking was in vain time and again
 EVENTS_PER_TURN = 64  # select.epoll allocates room for these at every turn
 
 
@@ -62,13 +66,17 @@ class Loop:
     def __init__(self) -> None:
         self.now = monotonic()  # seconds, read once per turn: what handlers measure time by
         self.turn = 0  # how often the loop has waited
+        self.brisk = False  # whether events come one by one, and this turn's came within LINGER
         self._epoll = select.epoll()
         self._handlers: dict[int, Callable[[int], None]] = {}
         self._timers: list[Timer] = []
         self._cancelled = 0
         self._signals: dict[int, Callable[[], object]] = {}
         self._stopped = False
+        self._crowded = 0  # the last turn that had more than FEW events
         self._lingers = False
+        self._skipped = 0  # the next so many linger() count for nothing
+        self._vain = 0  # how many did, after the last look that was in vain
 
     # -- descriptors ---------------------------------------------------------
 
@@ -165,9 +173,13 @@ class Loop:
         poll = self._epoll.poll
         handlers = self._handlers
         while not self._stopped:
+            since = monotonic()
             ready = (self._lingers and self._look()) or poll(self._timeout(), EVENTS_PER_TURN)
             self.now = monotonic()
             self.turn += 1
+            if len(ready) > FEW:
+                self._crowded = self.turn
+            self.brisk = self.now - since < LINGER and self.turn - self._crowded > CALM
             for descriptor, events in ready:
                 try:
                     handler = handlers[descriptor]
@@ -178,16 +190,27 @@ class Loop:
                 self._fire_timers()
 
     def linger(self) -> None:
-        """Stay awake for LINGER before the next wait: a handler expects an event by then."""
-        self._lingers = True
+        """Stay awake for LINGER before the next wait: a handler expects an event by then.
+
+        Each look that was in vain doubles how often nothing comes of this: whoever shares the
+        processor with us has no time to answer before we sleep.
+        """
+        if self._skipped:
+            self._skipped -= 1
+        else:
+            self._lingers = True
 
     def _look(self) -> list[tuple[int, int]]:
         """Return the events that are there within LINGER; none if there are none."""
         self._lingers = False
         poll = self._epoll.poll
         until = monotonic() + LINGER
+        if ready := poll(0, EVENTS_PER_TURN):
+            return ready  # it was there: that says nothing of looking for the next
         while not (ready := poll(0, EVENTS_PER_TURN)) and monotonic() < until:
             pass
+        self._vain = 0 if ready else min(2 * self._vain + 1, SKIPPED_MOST)
+        self._skipped = self._vain
         return ready
 
     def abandon(self) -> None:

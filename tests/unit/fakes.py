@@ -29,6 +29,8 @@ class FakeLoop:
     def __init__(self) -> None:
         self.now = 1000.0
         self.turn = 0
+        self.brisk = False
+        self.lingers = False
         self.watched: dict[int, int] = {}
         self.handlers: dict[int, Callable[[int], None]] = {}
         self.timers: list[FakeTimer] = []
@@ -56,6 +58,9 @@ class FakeLoop:
         timer = FakeTimer(self.now + delay, callback)
         self.timers.append(timer)
         return timer
+
+    def linger(self) -> None:
+        self.lingers = True
 
     def on_signal(self, number: int, handler: Callable[[], object]) -> None:
         self.signals[number] = handler

@@ -187,6 +187,35 @@ def test_relay_both_directions_may_stall() -> None:
     assert world.watched == {"client": EPOLLIN, "backend": EPOLLIN}
 
 
+@pytest.mark.parametrize("name", SIDES)
+@pytest.mark.parametrize(
+    ("brisk", "many", "room", "lingers"),
+    [
+        (True, 4096, ALL, True),
+        (True, 4097, ALL, False),  # who takes that in has more to do than to answer
+        (True, 4096, 4095, False),  # nobody answers a slow one
+        (False, 1, ALL, False),
+    ],
+)
+def test_relay_looks_for_the_answer_to_a_little_that_came_at_once(
+    name: str, brisk: bool, many: int, room: int, lingers: bool
+) -> None:
+    world = World().started()
+    world.loop.brisk = brisk
+    world.sockets[other(name)].room.append(room)
+    world.hear(name, bytes(many))
+    assert world.loop.lingers == lingers
+
+
+@pytest.mark.parametrize("brisk", [True, False])
+@pytest.mark.parametrize("name", SIDES)
+def test_relay_looks_for_what_follows_an_end_that_came_at_once(name: str, brisk: bool) -> None:
+    world = World().started()
+    world.loop.brisk = brisk
+    world.hear(name, b"")
+    assert world.loop.lingers == brisk
+
+
 # -- ends ----------------------------------------------------------------------
 
 

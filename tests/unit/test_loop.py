@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import echo_appliance.loop
-from echo_appliance.loop import LINGER, Loop
+from echo_appliance.loop import CALM, LINGER, Loop
 
 
 class Clock:
@@ -165,24 +165,95 @@ def waits(loop: Loop, clock: Clock) -> Waits:
 
 def test_loop_that_lingers_looks_for_a_moment_and_sleeps_then(loop: Loop, waits: Waits) -> None:
     loop.call_later(1, loop.linger)
-    loop.call_later(2, loop.linger)
-    loop.call_later(3, loop.stop)
+    loop.call_later(2, loop.stop)
     loop.run()
-    looks = [0, 0, 0, 0]
-    rest = 1 - 4 * LOOK
-    assert waits.asked == pytest.approx([1, *looks, rest, *looks, rest])
+    assert waits.asked == pytest.approx([1, 0, 0, 0, 0, 1 - 4 * LOOK])
 
 
-def test_loop_that_lingers_serves_what_comes_meanwhile(
-    loop: Loop, waits: Waits, pair: tuple[socket.socket, socket.socket]
+def linger_each_second(loop: Loop, waits: Waits, seconds: int) -> list[int]:
+    """Return after which of so many seconds the loop looked for a moment before it slept."""
+    looked: list[int] = []
+
+    def second(number: int) -> None:
+        if 0 in waits.asked:
+            looked.append(number - 1)
+        waits.asked.clear()
+        loop.linger()
+
+    for number in range(1, seconds + 1):
+        loop.call_later(number, functools.partial(second, number))
+    loop.call_later(seconds + 1, loop.stop)
+    loop.run()
+    return looked
+
+
+def test_loop_that_lingers_in_vain_does_so_ever_more_seldom(loop: Loop, waits: Waits) -> None:
+    assert linger_each_second(loop, waits, 60) == [1, 3, 7, 15, 31]
+
+
+def test_loop_that_lingers_in_vain_tries_again_some_time(
+    loop: Loop, waits: Waits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loop.call_later(5, loop.stop)  # which nobody waits for
-    loop.watch(pair[1].fileno(), select.EPOLLIN, lambda _events: loop.stop())
-    waits.before_the_next = lambda: pair[0].send(b"x")
-    loop.linger()
+    monkeypatch.setattr(echo_appliance.loop, "SKIPPED_MOST", 4)
+    assert linger_each_second(loop, waits, 22) == [1, 3, 7, 12, 17]
+
+
+@pytest.mark.parametrize(("awaited", "expected"), [(True, [1, 3, 4, 6]), (False, [1, 3, 4, 8])])
+def test_loop_that_lingers_forgets_what_was_in_vain_when_an_event_comes_meanwhile(
+    loop: Loop, waits: Waits, pair: tuple[socket.socket, socket.socket],
+    awaited: bool, expected: list[int],
+) -> None:  # fmt: skip
+    """One that was there already has spared no sleep."""
+
+    def on_readable(_events: int) -> None:
+        pair[1].recv(1)
+
+    def send_once() -> None:
+        waits.before_the_next = None
+        pair[0].send(b"x")
+
+    def at_second_three() -> None:
+        if awaited:
+            waits.before_the_next = send_once
+        else:
+            pair[0].send(b"x")
+
+    loop.watch(pair[1].fileno(), select.EPOLLIN, on_readable)
+    loop.call_later(3, at_second_three)
+    assert linger_each_second(loop, waits, 9) == expected
+
+
+ONE, TWO, THREE, LATE = (1, 0.0), (2, LINGER / 2), (3, 0.0), (1, 2 * LINGER)
+
+
+@pytest.mark.parametrize(
+    ("turns", "brisk"),
+    [
+        ([ONE] * CALM, False),
+        ([ONE] * CALM + [TWO], True),
+        ([ONE] * CALM + [LATE], False),
+        ([LATE] * CALM + [ONE], True),
+        ([ONE] * CALM + [THREE], False),
+        ([THREE] + [ONE] * CALM, False),
+        ([THREE] + [ONE] * CALM + [TWO], True),
+    ],
+)
+def test_loop_turn_is_brisk_when_events_come_one_by_one_and_at_once(
+    loop: Loop, waits: Waits, clock: Clock, monkeypatch: pytest.MonkeyPatch,
+    turns: list[tuple[int, float]], brisk: bool,
+) -> None:  # fmt: skip
+    left = list(turns)
+
+    def poll(_timeout: float, _most: int) -> list[tuple[int, int]]:
+        events, after = left.pop(0)
+        clock.now += after
+        if not left:
+            loop.stop()
+        return [(1000, select.EPOLLIN)] * events  # of descriptors that have been forgotten
+
+    monkeypatch.setattr(waits, "poll", poll)
     loop.run()
-    assert waits.asked == [0, 0]
-    assert loop.now < LINGER
+    assert loop.brisk == brisk
 
 
 def test_loop_signal_is_handled_in_the_loop(loop: Loop) -> None:

@@ -53,6 +53,10 @@ _view = VIEW[:READ_SIZE]
 # Of a side that is gone: more than the kernel keeps for it.
 _LAST_READS = 16
 
+# Whoever was sent no more than this may answer at once.  While answers come at once, the loop looks
+# for the next before it sleeps: without that, round trips took 1.6 of their time.
+_LITTLE = 4096
+
 _UNWATCHED = -1
 
 
@@ -105,6 +109,8 @@ class Side:
             return
         if sent < received:
             self._stall(bytes(_view[sent:received]))
+        elif self._loop.brisk and received <= _LITTLE:
+            self._loop.linger()
 
     def give(self, octets: bytes) -> None:
         """Send to the peer what was read from here before the relay began."""
@@ -203,6 +209,8 @@ class Side:
     def _on_eof(self) -> None:
         """Pass the end on: what came before it is gone, or this side would not have been read."""
         self._eof = True
+        if self._loop.brisk:
+            self._loop.linger()  # who closes a connection may well open the next
         peer = self._peer
         if peer._eof:
             self._owner.relay_ended("eof", False)
