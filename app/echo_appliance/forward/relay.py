@@ -30,6 +30,7 @@ import socket
 
 from ..buffer import VIEW
 from ..endings import reason_of
+from ..loop import LITTLE
 from ..plain import PlainSocket
 
 TYPE_CHECKING = False
@@ -52,10 +53,6 @@ _view = VIEW[:READ_SIZE]
 
 # Of a side that is gone: more than the kernel keeps for it.
 _LAST_READS = 16
-
-# Whoever was sent no more than this may answer at once.  While answers come at once, the loop looks
-# for the next before it sleeps: without that, round trips took 1.6 of their time.
-_LITTLE = 4096
 
 _UNWATCHED = -1
 
@@ -109,7 +106,7 @@ class Side:
             return
         if sent < received:
             self._stall(bytes(_view[sent:received]))
-        elif self._loop.brisk and received <= _LITTLE:
+        elif self._loop.brisk and received <= LITTLE:
             self._loop.linger()
 
     def give(self, octets: bytes) -> None:

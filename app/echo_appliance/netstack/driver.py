@@ -4,9 +4,8 @@ The only part of the stack that does I/O as it serves.
 """
 
 import select
-from time import monotonic
 
-from ..loop import LINGER
+from ..loop import LITTLE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,9 +23,6 @@ FRAMES_PER_TURN = 32
 # first waits for its answer.  So frames are read one by one while they come one by one: until so
 # many turns have found what they were to find, and there may be more.
 _FULL_TURNS = 4
-# Whoever was sent more than this has work to do before the answer, and may do it the faster
-# for a processor that is not kept busy: of streams, staying awake cost a tenth.
-_LITTLE = 4096
 
 
 class Driver:
@@ -48,7 +44,6 @@ class Driver:
         self._due = 0.0
         self._kicked = False
         self._most = 1  # frames per turn
-        self._turn_ended = 0.0
         self._full_turns = 0  # since there was but one frame to read
 
     def start(self) -> None:
@@ -107,18 +102,8 @@ class Driver:
                 self._most = FRAMES_PER_TURN
         self._interface.flush(now)
         self._arm()
-        self._rest(now)
-
-    def _rest(self, now: float) -> None:
-        """End a turn; stay awake for the next frame, where that is likely to come at once.
-
-        It is where frames come one by one and the last one did.  To sleep and be woken is the
-        third part of a round trip that a peer answers at once; one that does not answer so soon
-        keeps us awake for LINGER, once.
-        """
-        if self._most == 1 and now - self._turn_ended < LINGER and self._device.last_sent < _LITTLE:
+        if self._most == 1 and self._loop.brisk and self._device.last_sent <= LITTLE:
             self._loop.linger()
-        self._turn_ended = monotonic()
 
     def _fail(self, why: str) -> None:
         self._loop.discard(self._device.descriptor)

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-import echo_appliance.netstack.driver
-from echo_appliance.loop import LINGER, Loop
+from echo_appliance.loop import Loop
 from echo_appliance.netstack.device import adopt
 from echo_appliance.netstack.driver import FRAMES_PER_TURN, Driver
 from tests.unit.netstack.framed import THEIRS_FIRST, Peer
@@ -48,9 +47,8 @@ class Driven:
         self.lingers, self.loop._lingers = self.loop._lingers, False
         return self._reads, self.device.received_frames - before
 
-    def stays_awake(self, seconds: float) -> bool:
-        """Have a turn so long after the last one; return whether the loop stays awake after it."""
-        self.loop.now += seconds
+    def stays_awake(self) -> bool:
+        """Have a turn; return whether the loop stays awake after it."""
         self.turn()
         return self.lingers
 
@@ -92,33 +90,31 @@ def test_after_a_burst_frames_are_read_one_by_one_again(driven: Driven) -> None:
 
 
 @pytest.fixture
-def timed(driven: Driven, monkeypatch: pytest.MonkeyPatch) -> Driven:
-    """A driver whose turns take no time."""
-    monkeypatch.setattr(echo_appliance.netstack.driver, "monotonic", lambda: driven.loop.now)
+def brisk(driven: Driven) -> Driven:
+    """A driver whose frames come soon after each other."""
+    driven.loop.brisk = True
     driven.come(20)
-    driven.turn()
     return driven
 
 
-def test_driver_stays_awake_while_each_frame_comes_soon_after_the_last(timed: Driven) -> None:
-    assert timed.stays_awake(LINGER / 2)
-    assert not timed.stays_awake(LINGER * 2)
-    assert timed.stays_awake(LINGER / 2)
+def test_driver_stays_awake_while_each_frame_comes_soon_after_the_last(brisk: Driven) -> None:
+    assert brisk.stays_awake()
+    brisk.loop.brisk = False
+    assert not brisk.stays_awake()
 
 
-def test_driver_sleeps_between_batches(timed: Driven) -> None:
-    for _ in range(4):
-        timed.turn()
-    assert timed.turn()[1] > 1
-    timed.come(FRAMES_PER_TURN)
-    assert not timed.stays_awake(LINGER / 2)
+def test_driver_sleeps_between_batches(brisk: Driven) -> None:
+    turns = [brisk.turn()[1] for _ in range(6)]
+    assert turns == [1, 1, 1, 1, 1, 15]
+    brisk.come(FRAMES_PER_TURN)
+    assert not brisk.stays_awake()
 
 
-def test_driver_sleeps_while_its_peer_has_much_to_take_in(timed: Driven) -> None:
-    timed.device.send(bytes(14), bytes(64 << 10))
-    assert not timed.stays_awake(LINGER / 2)
-    timed.device.send(bytes(14), bytes(100))
-    assert timed.stays_awake(LINGER / 2)
+def test_driver_sleeps_while_its_peer_has_much_to_take_in(brisk: Driven) -> None:
+    brisk.device.send(bytes(14), bytes(64 << 10))
+    assert not brisk.stays_awake()
+    brisk.device.send(bytes(14), bytes(100))
+    assert brisk.stays_awake()
 
 
 def test_what_came_before_the_end_of_the_device_is_held_for_nobody(driven: Driven) -> None:
