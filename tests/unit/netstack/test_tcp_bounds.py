@@ -5,13 +5,14 @@ import gc
 import pytest
 
 from echo_appliance.netstack.tcp import endpoint as endpoint_module
+from echo_appliance.netstack.tcp import flight as flight_module
 from echo_appliance.netstack.tcp.connection import Connection
 from echo_appliance.netstack.tcp.endpoint import Endpoint
 from echo_appliance.netstack.tcp.settings import MAX_HALF_OPEN
 from echo_appliance.netstack.tcp.states import State
 from echo_appliance.netstack.wire.tcp import ACK, FIN, RST, SYN, Segment
 
-from .peer import in_flight
+from .peer import FIRST, in_flight, listening
 from .test_tcp_endpoint import HERE, OTHER, THERE, flooded, host, opened, replies, segment
 
 # -- timers ------------------------------------------------------------------
@@ -140,6 +141,41 @@ def test_window_shut_and_opened_over_and_over_does_not_have_all_repeated_each_ti
         repeated += len(peer.sends(window=0, ack=peer.connection.sender.una & 0xFFFFFFFF))
         repeated += len(peer.sends(ack=peer.connection.sender.una & 0xFFFFFFFF))
     assert repeated <= 20
+
+
+class Watched(flight_module.Sent):
+    """A record that counts how often records are looked at."""
+
+    looks = 0
+
+    def __getattribute__(self, name: str) -> object:
+        Watched.looks += 1
+        return super().__getattribute__(name)
+
+
+def test_sack_blocks_of_a_peer_with_crumbs_in_flight_cost_no_look_at_each_crumb(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its MSS makes 4,096 records of a window; each ACK would look at all of them, for 0.4 ms."""
+    monkeypatch.setattr(flight_module, "Sent", Watched)
+    peer = listening(sack_permitted=True, window_scale=7, mss=48)
+    peer.now += 0.1
+    peer.sends(window=8192)
+    peer.connection.write(b"x")
+    peer.leaves()
+    peer.now += 0.1
+    peer.sends(window=8192)
+    peer.connection.sender.congestion.window = 1 << 20
+    peer.connection.write(bytes(4096 * 48))
+    assert len(peer.leaves()) == 4096
+    peer.now += 0.15
+    Watched.looks, acks, first = 0, 0, FIRST + 1
+    for offset in (1, 2):  # of each three, one; then, before what is sent again could arrive
+        for at in range(0, 4000, 3):
+            start = first + 48 * (at + offset)
+            peer.sends(ack=first, window=8192, sack=[(start, start + 48)])
+            acks += 1
+    assert Watched.looks / acks < 400
 
 
 def test_flood_of_another_leaves_half_open_slots_when_it_times_out() -> None:

@@ -9,9 +9,14 @@ one that was *sent* later has *arrived*, and a quarter of a round trip has passe
 since.  Counting three duplicate ACKs, as RFC 5681 does, takes every reordering
 for a loss, and finds no loss at all in the last three segments of a reply.
 Without SACK there is nothing to see but duplicate ACKs, so they are counted then.
+
+A peer chooses how many records there are, and each of its ACKs may ask which of them are
+lost.  So that question never looks at all of them: what was sent once lies in the order
+of sending anyway, what was sent again is kept in it beside, and the first that may still
+be under way ends the search.
 """
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left, bisect_right, insort
 from operator import attrgetter
 
 from .settings import DUPLICATE_THRESHOLD, NEVER
@@ -38,8 +43,9 @@ class Flight:
     """Records in order of position.  Counters are octets."""
 
     __slots__ = (
-        "_delivered_at", "_delivered_end", "_delivered_in", "_highest", "assumed", "lost",
-        "mss", "octets", "patience", "records", "reordered", "sacked", "shortest",
+        "_delivered_at", "_delivered_end", "_delivered_in", "_highest", "_lost_from", "_number",
+        "_open_from", "_resent", "assumed", "lost", "mss", "octets", "patience", "records",
+        "reordered", "sacked", "shortest",
     )  # fmt: skip
 
     def __init__(self, mss: int) -> None:
@@ -57,6 +63,12 @@ class Flight:
         self._delivered_end = 0
         self._delivered_in = 0.0
         self._highest = 0  # the end of what was selectively acknowledged
+        self._open_from = 0  # all before was sent again, has arrived, or is lost
+        self._lost_from = 0  # nothing before is lost
+        # What was sent again, in the order of that: when, where it began, a number that makes
+        # entries differ, the record.  It may be out of date: _is_over().
+        self._resent: list[tuple[float, int, int, Sent]] = []
+        self._number = 0
 
     @property
     def pipe(self) -> int:
@@ -82,7 +94,11 @@ class Flight:
                 self._uncount(record)
             self.octets -= record.end - record.start
         del records[:gone]
-        if not records or records[0].start >= una:
+        if not records:
+            if self._resent:
+                self._resent.clear()
+            return
+        if records[0].start >= una:
             return
         if quiet:
             self.octets -= una - records[0].start
@@ -157,26 +173,60 @@ class Flight:
         rest.again, rest.sacked, rest.lost = record.again, record.sacked, record.lost
         record.end = position
         self.records.insert(at + 1, rest)
+        if rest.again:
+            self._note_resent(rest)
 
     def find_lost(self, now: float, round_trip: float, recovering: bool) -> float:
         """Mark what must be lost by now; return when to look again (RFC 8985 section 6.2).
 
         `round_trip` is the smoothed one, 0 where it is not known yet.
         """
-        window = self._reordering_window(round_trip, recovering)
+        wait = self._delivered_in + self._reordering_window(round_trip, recovering)
+        soonest = self._find_lost_once(now, wait)
+        return min(soonest, self._find_lost_again(now, wait))
+
+    def _find_lost_once(self, now: float, wait: float) -> float:
+        """The same for what was sent once."""
+        records = self.records
         newest = (self._delivered_at, self._delivered_end)
-        again_at = NEVER
-        for record in self.records:
+        for at in range(bisect_left(records, self._open_from, key=_start), len(records)):
+            record = records[at]
+            if record.again or record.sacked or record.lost:
+                continue
+            self._open_from = record.start
             if (record.at, record.end) >= newest:
-                if not record.again:
-                    break  # all that follow were sent later still
-            elif not record.sacked and not record.lost:
-                due = record.at + self._delivered_in + window
-                if due <= now:
-                    self._lose(record)
-                else:
-                    again_at = min(again_at, due)
-        return again_at
+                return NEVER
+            if record.at + wait > now:
+                return record.at + wait
+            self._lose(record)
+        if records:
+            self._open_from = records[-1].end
+        return NEVER
+
+    def _find_lost_again(self, now: float, wait: float) -> float:
+        """The same for what was sent again."""
+        resent = self._resent
+        newest = (self._delivered_at, self._delivered_end)
+        while resent:
+            at, _, _, record = resent[0]
+            if not self._is_over(at, record):
+                if (at, record.end) >= newest:
+                    return NEVER
+                if at + wait > now:
+                    return at + wait
+                self._lose(record)
+            del resent[0]
+        return NEVER
+
+    def _is_over(self, at: float, record: Sent) -> bool:
+        """Whether what was sent again at that time has arrived, is lost, or was sent once more."""
+        return (
+            record.at != at
+            or record.sacked
+            or record.lost
+            or not self.records
+            or record.end <= self.records[0].start
+        )
 
     def _reordering_window(self, round_trip: float, recovering: bool) -> float:
         if not self.reordered and (recovering or self._has_gap_of(DUPLICATE_THRESHOLD)):
@@ -195,6 +245,7 @@ class Flight:
     def _lose(self, record: Sent) -> None:
         record.lost = True
         self.lost += record.end - record.start
+        self._lost_from = min(self._lost_from, record.start)
 
     def lose_first(self) -> None:
         """Mark the first segment: three duplicate ACKs, or a partial one, say so (RFC 6582).
@@ -233,13 +284,19 @@ class Flight:
         """Nothing was lost after all: it was late, so be more patient with this path."""
         self.patience += 1
         for record in self.records:
+            if record.lost and record.again:
+                self._note_resent(record)
             record.lost = False
         self.lost = 0
+        self._open_from = 0
 
     def next_lost(self, most: int) -> Sent | None:
         """Return the first record to send again, cut to `most` octets; None if there is none."""
-        for at, record in enumerate(self.records):
+        records = self.records
+        for at in range(bisect_left(records, self._lost_from, key=_start), len(records)):
+            record = records[at]
             if record.lost:
+                self._lost_from = record.start
                 if record.end - record.start > most:
                     self._split(at, record.start + most)
                 return record
@@ -264,3 +321,10 @@ class Flight:
             self.lost -= record.end - record.start
         record.again = True
         record.at = now
+        while self._resent and self._is_over(self._resent[0][0], self._resent[0][3]):
+            del self._resent[0]
+        self._note_resent(record)
+
+    def _note_resent(self, record: Sent) -> None:
+        self._number += 1
+        insort(self._resent, (record.at, record.start, self._number, record))
