@@ -6,13 +6,14 @@ import pytest
 
 from echo_appliance.netstack.tcp import endpoint as endpoint_module
 from echo_appliance.netstack.tcp import flight as flight_module
+from echo_appliance.netstack.tcp.arrival import may_follow
 from echo_appliance.netstack.tcp.connection import Connection
 from echo_appliance.netstack.tcp.endpoint import Endpoint
 from echo_appliance.netstack.tcp.settings import MAX_HALF_OPEN
 from echo_appliance.netstack.tcp.states import State
 from echo_appliance.netstack.wire.tcp import ACK, FIN, RST, SYN, Segment
 
-from .peer import FIRST, in_flight, listening
+from .peer import FIRST, established, in_flight, listening
 from .test_tcp_endpoint import HERE, OTHER, THERE, flooded, host, opened, replies, segment
 
 # -- timers ------------------------------------------------------------------
@@ -103,6 +104,48 @@ def test_time_wait_a_later_syn_to_no_listener_does_not_end_it() -> None:
     assert [one.flags for one in replies(endpoint, 1.0)] == [ACK]
     assert connection.state is State.TIME_WAIT
     assert list(endpoint.connections.values()) == [connection]
+
+
+def test_time_wait_ended_by_a_syn_of_the_same_batch_is_still_told_to_the_application() -> None:
+    """FIN and SYN at once: a session that never hears of the end keeps its place for ever."""
+    endpoint, seen = host(), list[State]()
+
+    def on_open(connection: Connection) -> None:
+        connection.application = lambda one: seen.append(one.state)
+        connection.close()
+
+    endpoint.listen(80, on_open)
+    ack = (opened(endpoint).ack + 1) & 0xFFFFFFFF
+    endpoint.receive(THERE, HERE, segment(ACK, seq=5001, ack=ack), 0.0)
+    endpoint.to_send(0.0)
+    old = endpoint.connections[THERE, 4000, HERE, 80]
+    assert old.state is State.FIN_WAIT_2
+    seen.clear()
+    endpoint.receive(THERE, HERE, segment(FIN | ACK, seq=5001, ack=ack), 1.0)
+    endpoint.receive(THERE, HERE, segment(SYN, seq=9000), 1.0)
+    assert [one.flags for one in replies(endpoint, 1.0)] == [SYN | ACK]
+    assert seen == [State.CLOSED]
+    assert old.error is None
+    assert len(endpoint.connections) == 1
+
+
+@pytest.mark.parametrize(
+    ("stamp", "beyond", "expected"),
+    [(101, -50, True), (99, 50, False), (100, 50, True), (100, -50, False),
+     (None, 50, True), (None, -50, False)],
+)  # fmt: skip
+def test_time_wait_a_syn_is_later_by_its_timestamp_or_where_that_is_the_same_by_its_number(
+    stamp: int | None, beyond: int, expected: bool
+) -> None:
+    """RFC 6191 section 2: a clock of 10 ms may not have ticked since the last segment."""
+    peer = established(timestamp=(100, 0), theirs=0xFFFFFFF0)
+    peer.connection.close()
+    peer.leaves()
+    peer.sends(FIN | ACK)
+    assert peer.state is State.TIME_WAIT
+    syn = Segment(4000, 80, (peer.seq + beyond) & 0xFFFFFFFF, 0, SYN, 60000)
+    syn.timestamp = None if stamp is None else (stamp, 0)
+    assert may_follow(peer.connection, syn) is expected
 
 
 # -- SYN cookies -------------------------------------------------------------

@@ -6,7 +6,7 @@ connection or slipping octets into it.  Each check returns whether to go on.
 Sections without the number of an RFC are of RFC 9293.
 """
 
-from ..seq import unwrap
+from ..seq import MASK, is_before, unwrap
 from ..wire.tcp import ACK, FIN, PSH, RST, SYN, URG
 from .receiver import window_shift
 from .settings import (
@@ -225,6 +225,19 @@ def _check_fin(connection: "Connection", segment: "Segment", seq: int, now: floa
         after = connection.change(Event.FIN)
         if after is State.TIME_WAIT:
             connection.time_wait_at = now + TIME_WAIT
+
+
+def may_follow(connection: "Connection", segment: "Segment") -> bool:
+    """Whether a segment begins a connection after one in TIME-WAIT: a SYN later than all of it.
+
+    That is known by its timestamp or, where that says nothing, by its number (RFC 6191).
+    """
+    if segment.flags & (SYN | ACK | RST) != SYN:
+        return False
+    receiver, stamp = connection.receiver, segment.timestamp
+    if stamp is not None and connection.stamps and stamp[0] != receiver.stamp:
+        return is_before(receiver.stamp, stamp[0])
+    return is_before(receiver.nxt & MASK, segment.seq)
 
 
 def _challenge(connection: "Connection", now: float, *, always: bool = False) -> None:
