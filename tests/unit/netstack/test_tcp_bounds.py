@@ -9,6 +9,8 @@ from echo_appliance.netstack.tcp import flight as flight_module
 from echo_appliance.netstack.tcp.arrival import may_follow
 from echo_appliance.netstack.tcp.connection import Connection
 from echo_appliance.netstack.tcp.endpoint import Endpoint
+from echo_appliance.netstack.tcp.octets import JOIN_BELOW, Stream
+from echo_appliance.netstack.tcp.reassembly import Reassembly
 from echo_appliance.netstack.tcp.settings import MAX_HALF_OPEN
 from echo_appliance.netstack.tcp.states import State
 from echo_appliance.netstack.wire.tcp import ACK, FIN, RST, SYN, Segment
@@ -219,6 +221,32 @@ def test_sack_blocks_of_a_peer_with_crumbs_in_flight_cost_no_look_at_each_crumb(
             peer.sends(ack=first, window=8192, sack=[(start, start + 48)])
             acks += 1
     assert Watched.looks / acks < 400
+
+
+@pytest.mark.parametrize("size", [1, 1448])
+def test_island_that_grows_to_the_left_costs_no_look_at_what_it_has(
+    monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """Segments that come last first, into a large window, cost 0.3 ms each."""
+    islands, appended = Reassembly(), 0
+    append = Stream.append
+
+    def counted(stream: Stream, octets: bytes) -> None:
+        nonlocal appended
+        appended += 1
+        append(stream, octets)
+
+    monkeypatch.setattr(Stream, "append", counted)
+    number, end = 5000, 1 << 24
+    for at in range(1, number + 1):
+        islands.insert(end - at * size, bytes((at & 0xFF,)) * size)
+    assert appended <= number
+    (island,) = islands._islands
+    assert len(island.pieces()) <= number * size / (JOIN_BELOW / 2) + 1, "small ones are joined"
+    whole = b"".join(bytes(piece) for piece in island.pieces())
+    assert whole == b"".join(bytes((at & 0xFF,)) * size for at in range(number, 0, -1))
+    first, last = island.start + 3 * size, island.end - 7 * size
+    assert bytes(island.between(first, last)) == whole[3 * size : -7 * size]
 
 
 def test_flood_of_another_leaves_half_open_slots_when_it_times_out() -> None:
