@@ -55,6 +55,15 @@ def test_time_out_slow_start_begins_again() -> None:
     assert len(peer.sends(ack=FIRST + 4000)) == 4
 
 
+def test_time_out_without_sack_sends_each_segment_again_once() -> None:
+    """A partial ACK tells of the next loss in a fast recovery; here all counts as lost already."""
+    peer = in_flight(10)
+    sent = peer.wait(0.25)
+    for acknowledged in range(2, 11):
+        sent += peer.sends(ack=FIRST + acknowledged * MSS)
+    assert [seq for seq, _ in numbers(sent)] == [FIRST + at * MSS for at in range(1, 11)]
+
+
 def test_time_outs_for_the_user_time_out_end_the_connection() -> None:
     peer = wrote(1000, Settings(user_timeout=100))
     peer.leaves()

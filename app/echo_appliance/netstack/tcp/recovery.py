@@ -124,7 +124,7 @@ class Recovery:
             self._finish()
         else:
             self._repeated_at = None
-            if not self.selective:
+            if not (self.selective or self.after_timeout):  # then, all counts as lost already
                 flight.lose_first()  # a partial ACK: the next one is missing too (RFC 6582)
 
     def duplicate(self, nxt: int, mss: int, now: float) -> None:
