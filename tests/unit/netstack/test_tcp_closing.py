@@ -6,7 +6,7 @@ from echo_appliance.netstack.tcp.settings import ORPHAN_TIMEOUT, TIME_WAIT, Sett
 from echo_appliance.netstack.tcp.states import TRANSITIONS, Event, State, change
 from echo_appliance.netstack.wire.tcp import ACK, FIN, PSH, RST, SYN
 
-from .peer import OURS, THEIRS, Peer, connecting, established, listening, numbers
+from .peer import FIRST, OURS, THEIRS, Peer, connecting, established, listening, numbers
 
 FIN_ACK = FIN | ACK
 
@@ -128,6 +128,24 @@ def test_released_connection_sends_what_was_written_and_resets_what_comes() -> N
     (reset,) = peer.sends(payload=b"too late")
     assert reset.flags & RST
     assert peer.state is State.CLOSED
+
+
+@pytest.mark.parametrize("peer_closed", [True, False])
+def test_released_connection_is_not_kept_by_a_window_that_stays_closed(peer_closed: bool) -> None:
+    """Its probes are answered, for ever if need be; but nobody waits for what they are about."""
+    peer = established(Settings(user_timeout=100))
+    if peer_closed:
+        peer.sends(FIN | ACK)
+    peer.sends(window=0)
+    peer.connection.write(b"never taken")
+    peer.connection.release(peer.now)
+    assert peer.leaves() == []
+    start = peer.now
+    while peer.connection.deadline() is not None and peer.now < start + 1000:
+        peer.wait(1)
+        peer.sends(ack=FIRST, window=0)
+    assert peer.state is State.CLOSED
+    assert 99 < peer.now - start < 200
 
 
 def test_released_connection_with_data_unread_is_reset() -> None:

@@ -35,8 +35,8 @@ class Sender:
     __slots__ = (
         "_beyond", "_limit", "_nagle", "_probe", "_reopened_at", "_small_end", "_tail_next",
         "_tried_at", "_updated_by", "burst", "burst_limit", "congestion", "fin", "flight", "iss",
-        "max_window", "mss", "nxt", "queue", "recovery", "retransmit_at", "round_trip", "scale",
-        "stalled_at", "syn_flags", "una", "urgent", "window",
+        "max_window", "mss", "nxt", "orphaned", "queue", "recovery", "retransmit_at", "round_trip",
+        "scale", "stalled_at", "syn_flags", "una", "urgent", "window",
     )  # fmt: skip
 
     def __init__(self, iss: int, mss: int, settings: "Settings") -> None:
@@ -52,6 +52,7 @@ class Sender:
         self.burst_limit = 0
         self.queue = Stream(iss + 1)
         self.fin: int | None = None  # where our FIN is, once the application has closed
+        self.orphaned = False  # nobody waits for what becomes of it
         self.urgent = iss  # urgent data ends here
         self.recovery = Recovery(mss, settings.congestion)
         self.flight = self.recovery.flight
@@ -289,7 +290,7 @@ class Sender:
         if self._updated_by > (seq, ack):
             return
         self._updated_by = (seq, ack)
-        if not window:
+        if not window and not self.orphaned:
             self.stalled_at = now  # it lives: probe on, for as long as it answers
         if window > self.window == 0 and self.flight.octets and self.una != self.iss:
             # What was sent into the closed window was thrown away: do not wait for the timer.
