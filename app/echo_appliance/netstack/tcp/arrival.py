@@ -115,12 +115,15 @@ def _check_sequence(connection: "Connection", segment: "Segment", seq: int, now:
     receiver, stamp = connection.receiver, segment.timestamp
     resets = segment.flags & RST
     if connection.stamps and not resets:
-        if stamp is None:
-            return False  # RFC 7323 section 3.2: once agreed, they are in every segment
+        if stamp is None:  # RFC 7323 section 3.2: once agreed, they are in every segment
+            if segment.flags & SYN:
+                _challenge(connection, now)  # but its sender may know nothing of this connection
+            return False
         if receiver.is_old(stamp[0], now):
             _challenge(connection, now, always=bool(segment.payload))
             return False
-    if not receiver.accepts(seq, segment.length):
+    # A reset counts by its number alone (RFC 5961 section 3.2), whatever the window (MUST-66).
+    if not receiver.accepts(seq, 0 if resets else segment.length):
         if resets:
             return False
         if stamp is not None and connection.stamps and seq + segment.length == receiver.nxt:
