@@ -14,7 +14,7 @@ from .addresses import LIMITED_BROADCAST
 from .control import Control, is_error
 from .datagrams import Datagrams
 from .express import Express
-from .fragments import Reassembly
+from .fragments import SIZE_LIMIT, Reassembly
 from .link import Link
 from .routes import Routes
 from .streams import Streams
@@ -178,8 +178,9 @@ class Interface:
         quote = b""
         if not offset and not is_error(packet):
             quote = bytes(packet.header or b"") + packet.payload[:64]
+        limit = SIZE_LIMIT - (ipv4.HEADER_SIZE if len(packet.source) == 4 else 0)
         whole = self.fragments.add(
-            key, offset, packet.payload, now, more_follow=more_follow, first=quote
+            key, offset, packet.payload, now, more_follow=more_follow, first=quote, limit=limit
         )
         if whole is None:
             return False

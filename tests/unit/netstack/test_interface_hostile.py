@@ -121,6 +121,17 @@ def fragments6(whole: bytes, protocol: int, size: int = 512) -> list[bytes]:
     ]
 
 
+def test_fragments_longer_together_than_a_packet_with_its_header_are_refused(host: Host) -> None:
+    """Else our answer would be one that is too long, a ping of death, for a forged source."""
+    question = icmp.serialize(icmp.Message(icmp.ECHO_REQUEST, 0, 1, bytes(65527)))
+    for at in range(0, len(question), 1480):
+        part = question[at : at + 1480]
+        place = at // 8 | ipv4.MORE_FRAGMENTS * (at + 1480 < len(question))
+        host.receive(ethernet.IPV4, packet4(ipv4.ICMP, part, flags_and_offset=place))
+    assert (host.sent(), host.drops) == ([], {"fragment-too-long": 1})
+    assert len(host.interface.fragments) == 0
+
+
 @pytest.mark.parametrize("backwards", [False, True])
 def test_fragments_with_extension_headers_in_the_first_are_put_together(
     host: Host, backwards: bool
