@@ -107,6 +107,24 @@ def test_time_out_was_right_and_the_window_stays_small() -> None:
     assert peer.connection.sender.congestion.window < 4 * MSS
 
 
+@pytest.mark.parametrize("repeated_at", [0.0, 0.0004, 0.0009])
+@pytest.mark.parametrize("answered_at", [0.0, 0.0004, 0.0009])
+def test_loss_whose_repetition_is_answered_is_not_undone(
+    repeated_at: float, answered_at: float
+) -> None:
+    """Timestamps count milliseconds: the echo of one sent at 0.9 ms seems to be from 0.0."""
+    peer = in_flight(10, timestamp=(1, 0), sack_permitted=True)
+    size = peer.connection.sender.mss
+    una = peer.connection.sender.una
+    peer.now = 100.3 + repeated_at
+    (again, *_) = peer.sends(ack=una, sack=[(una + size, una + 4 * size)])
+    assert (again.seq, again.timestamp) == (una, (100300, 1))
+    peer.now = 100.4 + answered_at
+    peer.sends(ack=una + 4 * size, stamp=(2, 100300))
+    assert peer.connection.sender.recovery.end is not None
+    assert peer.connection.sender.congestion.window < 10 * size
+
+
 def test_time_out_backed_off_is_taken_back_by_an_echo_of_what_was_repeated() -> None:
     peer = wrote(MSS, None, timestamp=(1, 0))
     peer.leaves()

@@ -116,7 +116,10 @@ class Recovery:
     def _progress(self, una: int, echo_at: float | None) -> None:
         """Go on with a recovery, or end it."""
         flight, repeated_at = self.flight, self._repeated_at
-        if repeated_at is not None and echo_at is not None and echo_at < repeated_at:
+        # A timestamp that is rounded down would have the answer to what was sent again be that to
+        # its first sending, every other time.
+        late = NEVER if repeated_at is None or echo_at is None else echo_at + CLOCK_GRANULARITY
+        if repeated_at is not None and late < repeated_at:
             flight.forgive()
             self.congestion.undo()
             self._finish()
