@@ -188,6 +188,21 @@ def test_window_shut_and_opened_over_and_over_does_not_have_all_repeated_each_ti
     assert repeated <= 20
 
 
+def test_window_shut_and_opened_octet_by_octet_does_not_have_all_repeated_each_time() -> None:
+    """Once in a round trip is what a peer that threw away what we sent can ask for."""
+    peer = in_flight(10)
+    octets = 0
+    for _ in range(100):
+        ack = peer.connection.sender.una + 1
+        sent = peer.sends(window=0, ack=ack) + peer.sends(ack=ack)
+        octets += sum(len(one.payload) for one in sent)
+    assert octets <= 20_000
+    peer.now += 0.1
+    ack = peer.connection.sender.una + 1
+    sent = peer.sends(window=0, ack=ack) + peer.sends(ack=ack)
+    assert sum(len(one.payload) for one in sent) > 5000
+
+
 class Watched(flight_module.Sent):
     """A record that counts how often records are looked at."""
 

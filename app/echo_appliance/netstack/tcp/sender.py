@@ -33,10 +33,11 @@ class Sender:
     """Our half of a connection.  The names `una`, `nxt` and `window` are the RFC's SND.UNA etc."""
 
     __slots__ = (
-        "_beyond", "_limit", "_nagle", "_probe", "_reopened_at", "_small_end", "_tail_next",
-        "_tried_at", "_updated_by", "burst", "burst_limit", "congestion", "fin", "flight", "iss",
-        "max_window", "mss", "nxt", "orphaned", "queue", "recovery", "retransmit_at", "round_trip",
-        "scale", "stalled_at", "syn_flags", "una", "urgent", "window",
+        "_beyond", "_limit", "_nagle", "_probe", "_reopened_at", "_reopened_when", "_small_end",
+        "_tail_next", "_tried_at", "_updated_by", "burst", "burst_limit", "congestion", "fin",
+        "flight", "iss", "max_window", "mss", "nxt", "orphaned", "queue", "recovery",
+        "retransmit_at", "round_trip", "scale", "stalled_at", "syn_flags", "una", "urgent",
+        "window",
     )  # fmt: skip
 
     def __init__(self, iss: int, mss: int, settings: "Settings") -> None:
@@ -69,6 +70,7 @@ class Sender:
         self._probe = ""  # what the timer found to be due: "", "window" or "tail"
         self._beyond = iss  # the end of what was sent without regard to the peer's window
         self._reopened_at = -1  # `una` when a window opened again over what was in flight
+        self._reopened_when = -NEVER
 
     # -- the application's side ----------------------------------------------
 
@@ -294,9 +296,11 @@ class Sender:
             self.stalled_at = now  # it lives: probe on, for as long as it answers
         if window > self.window == 0 and self.flight.octets and self.una != self.iss:
             # What was sent into the closed window was thrown away: do not wait for the timer.
-            # But once only, or a peer could have all of it, with two ACKs, as often as it likes.
-            if self._reopened_at != self.una:
-                self._reopened_at = self.una
+            # But once per octet and round trip, or a peer could have all of it, with two ACKs, as
+            # often as it likes.
+            soonest = self._reopened_when + (self.round_trip.smoothed or 0.0)
+            if self._reopened_at != self.una and now >= soonest:
+                self._reopened_at, self._reopened_when = self.una, now
                 self.flight.lose_all()
             self.round_trip.progressed()
         self.window = window
