@@ -20,6 +20,17 @@ def closing_first() -> Peer:
     return peer
 
 
+def test_established_data_beyond_a_fin_that_came_before_it_are_no_part_of_the_stream() -> None:
+    """They wait in an island that reaches past the FIN, which was passed by and never taken."""
+    peer = established()
+    peer.sends(seq=THEIRS + 51, payload=bytes(100))
+    peer.sends(FIN_ACK, seq=THEIRS + 71)
+    (ack,) = peer.sends(seq=THEIRS + 1, payload=bytes(50))
+    assert (peer.state, ack.ack) == (State.CLOSE_WAIT, THEIRS + 72)
+    assert peer.connection.read(999) == bytes(70)
+    assert peer.connection.at_eof
+
+
 def test_established_fin_comes_and_reading_ends() -> None:
     peer = established()
     (ack,) = peer.sends(FIN_ACK, payload=b"last")
