@@ -64,6 +64,25 @@ def test_time_out_without_sack_sends_each_segment_again_once() -> None:
     assert [seq for seq, _ in numbers(sent)] == [FIRST + at * MSS for at in range(1, 11)]
 
 
+def test_time_out_duplicates_that_it_caused_itself_tell_of_no_loss() -> None:
+    """What the peer had already and is sent again is answered so (RFC 6582 section 3.2, step 2)."""
+    peer = in_flight(10)
+    peer.connection.write(bytes(20 * MSS))
+    peer.wait(0.25)
+    again = peer.sends(ack=FIRST + 6 * MSS)  # two of the ten were lost
+    assert len(again) > 3
+    assert peer.sends(ack=FIRST + 11 * MSS) != [], "what is new"
+    window = peer.connection.sender.congestion.window
+    for _ in again[1:]:
+        assert repeated(peer.sends(ack=FIRST + 11 * MSS), peer) == []
+    assert peer.connection.sender.recovery.end is None
+    assert peer.connection.sender.congestion.window == window
+    peer.sends(ack=FIRST + 12 * MSS)
+    for _ in range(3):
+        sent = peer.sends(ack=FIRST + 12 * MSS)
+    assert repeated(sent, peer) == [(12 * MSS, MSS)], "these tell of one"
+
+
 def test_time_outs_for_the_user_time_out_end_the_connection() -> None:
     peer = wrote(1000, Settings(user_timeout=100))
     peer.leaves()
