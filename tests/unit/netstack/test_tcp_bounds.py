@@ -238,6 +238,29 @@ def test_sack_blocks_of_a_peer_with_crumbs_in_flight_cost_no_look_at_each_crumb(
     assert Watched.looks / acks < 400
 
 
+def test_loss_acknowledged_octet_by_octet_leaves_no_trace_of_each_time_it_was_sent_again() -> None:
+    """What was sent before it, and is still under way, had all of them be kept."""
+    peer = in_flight(10, timestamp=(1, 0))
+    sender = peer.connection.sender
+
+    def acknowledge(octets: int, sent_before: float = 0.0) -> None:
+        peer.now += 0.01
+        echo = int((peer.now - sent_before) * 1000)
+        peer.sends(ack=sender.una + octets, stamp=(2, echo))
+
+    peer.wait(sender.retransmit_at - peer.now)
+    for _ in range(3):  # so more and more is sent again, some of which stays under way
+        acknowledge(sender.mss)
+    peer.wait(sender.retransmit_at - peer.now)
+    acknowledge(1, sent_before=0.1)  # the time-out was wrong, it says
+    for _ in range(3):
+        acknowledge(0)
+    for _ in range(sender.mss - 2):
+        acknowledge(1)
+    assert sender.recovery.end is not None
+    assert len(sender.flight._resent) < 100
+
+
 @pytest.mark.parametrize("size", [1, 1448])
 def test_island_that_grows_to_the_left_costs_no_look_at_what_it_has(
     monkeypatch: pytest.MonkeyPatch, size: int

@@ -17,12 +17,15 @@ be under way ends the search.
 """
 
 from bisect import bisect_left, bisect_right, insort
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 
 from .settings import DUPLICATE_THRESHOLD, NEVER
 
 _start = attrgetter("start")
 _end = attrgetter("end")
+_when = itemgetter(0, 1)
+
+_STALE_ENTRIES = 64  # of what was sent again, that may be beside one for each record
 
 
 class Sent:
@@ -43,7 +46,7 @@ class Flight:
     """Records in order of position.  Counters are octets."""
 
     __slots__ = (
-        "_delivered_at", "_delivered_end", "_delivered_in", "_highest", "_lost_from", "_number",
+        "_delivered_at", "_delivered_end", "_delivered_in", "_highest", "_lost_from",
         "_open_from", "_resent", "assumed", "lost", "mss", "octets", "patience", "records",
         "reordered", "sacked", "shortest",
     )  # fmt: skip
@@ -65,10 +68,9 @@ class Flight:
         self._highest = 0  # the end of what was selectively acknowledged
         self._open_from = 0  # all before was sent again, has arrived, or is lost
         self._lost_from = 0  # nothing before is lost
-        # What was sent again, in the order of that: when, where it began, a number that makes
-        # entries differ, the record.  It may be out of date: _is_over().
-        self._resent: list[tuple[float, int, int, Sent]] = []
-        self._number = 0
+        # What was sent again, in the order of that: when, where it began, the record.  An entry
+        # may be out of date: _is_over().
+        self._resent: list[tuple[float, int, Sent]] = []
 
     @property
     def pipe(self) -> int:
@@ -208,7 +210,7 @@ class Flight:
         resent = self._resent
         newest = (self._delivered_at, self._delivered_end)
         while resent:
-            at, _, _, record = resent[0]
+            at, _, record = resent[0]
             if not self._is_over(at, record):
                 if (at, record.end) >= newest:
                     return NEVER
@@ -284,11 +286,10 @@ class Flight:
         """Nothing was lost after all: it was late, so be more patient with this path."""
         self.patience += 1
         for record in self.records:
-            if record.lost and record.again:
-                self._note_resent(record)
             record.lost = False
         self.lost = 0
         self._open_from = 0
+        self._list_resent()
 
     def next_lost(self, most: int) -> Sent | None:
         """Return the first record to send again, cut to `most` octets; None if there is none."""
@@ -321,10 +322,13 @@ class Flight:
             self.lost -= record.end - record.start
         record.again = True
         record.at = now
-        while self._resent and self._is_over(self._resent[0][0], self._resent[0][3]):
-            del self._resent[0]
         self._note_resent(record)
 
     def _note_resent(self, record: Sent) -> None:
-        self._number += 1
-        insort(self._resent, (record.at, record.start, self._number, record))
+        insort(self._resent, (record.at, record.start, record), key=_when)
+        if len(self._resent) > 2 * len(self.records) + _STALE_ENTRIES:
+            self._list_resent()  # most is out of date, and a peer could have it grow for ever
+
+    def _list_resent(self) -> None:
+        again = [one for one in self.records if one.again and not (one.sacked or one.lost)]
+        self._resent = sorted(((one.at, one.start, one) for one in again), key=_when)
