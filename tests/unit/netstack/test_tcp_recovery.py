@@ -266,6 +266,19 @@ def test_sack_three_segments_beyond_a_gap_send_it_again() -> None:
     assert repeated(sent, peer) == [(MSS, MSS)]
 
 
+def test_sack_three_small_segments_beyond_a_gap_send_it_again() -> None:
+    """They count as three, though they lie side by side and are less than one."""
+    peer = selective(10)
+    una = FIRST + 11 * MSS
+    peer.sends(ack=una)
+    for _ in range(4):
+        peer.connection.write(b"small")
+        peer.leaves()
+    for end in (10, 15):
+        assert peer.sends(ack=una, sack=[(una + 5, una + end)]) == []
+    assert numbers(peer.sends(ack=una, sack=[(una + 5, una + 20)])) == [(una, 5)]
+
+
 def test_sack_only_what_is_missing_is_sent_again() -> None:
     peer = selective(10)
     blocks = [block(9 * MSS, 11 * MSS), block(5 * MSS, 8 * MSS), block(2 * MSS, 4 * MSS)]

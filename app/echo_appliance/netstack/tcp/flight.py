@@ -13,7 +13,8 @@ Without SACK there is nothing to see but duplicate ACKs, so they are counted the
 A peer chooses how many records there are, and each of its ACKs may ask which of them are
 lost.  So that question never looks at all of them: what was sent once lies in the order
 of sending anyway, what was sent again is kept in it beside, and the first that may still
-be under way ends the search.
+be under way ends the search.  Nor do blocks that say the same again: what has arrived side by
+side becomes one record.
 """
 
 from bisect import bisect_left, bisect_right, insort
@@ -38,7 +39,7 @@ class Sent:
         self.end = end
         self.at = at
         self.again = False  # sent more than once: its round trip is ambiguous (Karn)
-        self.sacked = False
+        self.sacked = 0  # segments in it that are known to have arrived: all or none
         self.lost = False  # believed lost, and not sent again since
 
 
@@ -109,6 +110,9 @@ class Flight:
             self._split(0, una)
             self.acknowledge(una, now)
 
+    def _segments_of(self, record: Sent) -> int:
+        return -((record.start - record.end) // self.mss)
+
     def _uncount(self, record: Sent) -> None:
         if record.sacked:
             self.sacked -= record.end - record.start
@@ -142,19 +146,30 @@ class Flight:
             self._cut_at(end, up=False)
             low = bisect_left(records, start, key=_start)
             high = bisect_right(records, end, key=_end)
-            for record in records[low:high]:
-                if not record.sacked:
-                    self._select(record, now)
+            if low < high:
+                self._select(low, high, now)
             highest = max(highest, end)
         self._highest = highest  # only now: what one ACK tells of has no order
         return self.sacked > before
 
-    def _select(self, record: Sent, now: float) -> None:
-        self._arrived(record, now)
-        self._uncount(record)
-        record.lost = False
-        record.sacked = True
-        self.sacked += record.end - record.start
+    def _select(self, low: int, high: int, now: float) -> None:
+        """Mark these records, and make one of them and of what has arrived beside them."""
+        records = self.records
+        for record in records[low:high]:
+            if not record.sacked:
+                self._arrived(record, now)
+                self._uncount(record)
+                record.lost = False
+                record.sacked = self._segments_of(record)
+                self.sacked += record.end - record.start
+        if low and records[low - 1].sacked:
+            low -= 1
+        if high < len(records) and records[high].sacked:
+            high += 1
+        if high - low > 1:
+            records[low].end = records[high - 1].end
+            records[low].sacked = sum(record.sacked for record in records[low:high])
+            del records[low + 1 : high]
 
     def _cut_at(self, position: int, *, up: bool) -> None:
         """Make a border between records at the position, or where a segment begins nearby.
@@ -172,8 +187,11 @@ class Flight:
     def _split(self, at: int, position: int) -> None:
         record = self.records[at]
         rest = Sent(position, record.end, record.at)
-        rest.again, rest.sacked, rest.lost = record.again, record.sacked, record.lost
+        rest.again, rest.lost = record.again, record.lost
         record.end = position
+        if record.sacked:
+            rest.sacked = self._segments_of(rest)
+            record.sacked = max(1, record.sacked - rest.sacked)
         self.records.insert(at + 1, rest)
         if rest.again:
             self._note_resent(rest)
@@ -224,7 +242,7 @@ class Flight:
         """Whether what was sent again at that time has arrived, is lost, or was sent once more."""
         return (
             record.at != at
-            or record.sacked
+            or record.sacked > 0
             or record.lost
             or not self.records
             or record.end <= self.records[0].start
@@ -238,10 +256,9 @@ class Flight:
     def _has_gap_of(self, segments: int) -> bool:
         """Whether so many segments have arrived past one that has not."""
         for record in self.records:
-            if record.sacked:  # a peer that joins segments (GRO) tells of several at once
-                segments -= -((record.start - record.end) // self.mss)
-                if segments <= 0:
-                    return True
+            segments -= record.sacked
+            if segments <= 0:
+                return True
         return False
 
     def _lose(self, record: Sent) -> None:
@@ -270,7 +287,7 @@ class Flight:
         self.assumed = 0
         if self.records and self.records[0].sacked:
             for record in self.records:
-                record.sacked = False
+                record.sacked = 0
             self.sacked = 0
         for record in self.records:
             if not record.lost and not record.sacked:
