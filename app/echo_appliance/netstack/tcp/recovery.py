@@ -116,12 +116,8 @@ class Recovery:
 
     def _progress(self, una: int, echo_at: float | None) -> None:
         """Go on with a recovery, or end it."""
-        flight, repeated_at = self.flight, self._repeated_at
-        # A timestamp that is rounded down would have the answer to what was sent again be that to
-        # its first sending, every other time.
-        late = NEVER if repeated_at is None or echo_at is None else echo_at + CLOCK_GRANULARITY
-        if repeated_at is not None and late < repeated_at:
-            flight.forgive()
+        if self._was_needless(echo_at):
+            self.flight.forgive()
             self.congestion.undo()
             self._finish()
         elif self.end is not None and una >= self.end:
@@ -130,7 +126,14 @@ class Recovery:
         else:
             self._repeated_at = None
             if not (self.selective or self.after_timeout):  # then, all counts as lost already
-                flight.lose_first()  # a partial ACK: the next one is missing too (RFC 6582)
+                self.flight.lose_first()  # a partial ACK: the next one is missing too (RFC 6582)
+
+    def _was_needless(self, echo_at: float | None) -> bool:
+        """Whether what is answered was sent before anything was sent again (RFC 3522)."""
+        if self._repeated_at is None or echo_at is None:
+            return False
+        # Timestamps are rounded down: what was sent again may seem to be up to one unit older.
+        return echo_at + CLOCK_GRANULARITY < self._repeated_at
 
     def duplicate(self, nxt: int, mss: int, now: float) -> None:
         """An ACK came once more, with nothing new: something overtook (RFC 5681)."""
