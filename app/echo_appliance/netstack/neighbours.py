@@ -77,7 +77,7 @@ class Neighbours:
     def find(self, address: bytes, now: float) -> Neighbour:
         """Return the entry of an address that is about to be sent to, made if need be.
 
-        The caller sees whether it is_to_be_asked().
+        Whether it is_to_be_asked() is for the caller to see to.
         """
         entry = self._entries.get(address)
         if entry is not None and self._is_given_up(entry, now):
@@ -129,7 +129,6 @@ class Neighbours:
             return False
         entry.tries += 1
         entry.ask_at = now + RETRY_SECONDS
-        self._ask_at = min(self._ask_at, entry.ask_at)
         return True
 
     def deadline(self) -> float | None:

@@ -209,7 +209,26 @@ def test_flood_of_forged_sources_costs_other_frames_no_look_at_each_of_them(
         echo6 = icmp.Message(icmpv6.ECHO_REQUEST, 0, 1, b"")
         host.receive(ethernet.IPV6, icmp6(echo6, source=stranger), 0.5)
         assert host.interface.deadline() is not None
+        host.interface.on_deadline(0.5)  # a connection's time has come, say
     assert Watched.looks < 100 * 50
+
+
+def test_neighbour_is_asked_again_in_time_though_another_is_to_be_asked_later() -> None:
+    entries = Neighbours()
+    entries.is_to_be_asked(entries.find(THEIRS, 0.0), 0.0)
+    entries.heard(OURS, THEIR_MAC, 0.0, solicited=False, create=True)
+    entries.find(OURS, 0.0)
+    assert entries.deadline() == RETRY_SECONDS
+
+
+def test_neighbour_that_answers_the_last_question_is_not_given_up_later() -> None:
+    entries = Neighbours()
+    entry = entries.find(THEIRS, 0.0)
+    for now in range(TRIES):
+        assert entries.is_to_be_asked(entry, float(now))
+    entries.heard(THEIRS, THEIR_MAC, float(TRIES), solicited=True)
+    assert entries.find(THEIRS, 2.0 * TRIES) is entry
+    assert entry.hardware == THEIR_MAC
 
 
 def test_neighbour_under_suspicion_is_asked_and_used_meanwhile(host: Host) -> None:

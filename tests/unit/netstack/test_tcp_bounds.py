@@ -282,6 +282,8 @@ def test_loss_acknowledged_octet_by_octet_leaves_no_trace_of_each_time_it_was_se
         acknowledge(1)
     assert sender.recovery.end is not None
     assert len(sender.flight._resent) < 100
+    acknowledge(sender.nxt - sender.una)
+    assert not sender.flight._resent
 
 
 @pytest.mark.parametrize("size", [1, 1448])
