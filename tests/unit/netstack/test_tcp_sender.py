@@ -224,6 +224,14 @@ def test_window_rounded_down_by_its_scale_excludes_nothing_that_was_sent() -> No
     assert reset.seq == FIRST + 2048
 
 
+def test_window_taken_back_excludes_what_was_sent_into_it() -> None:
+    """MUST-34: the peer has thrown it away, and takes nothing but from where it is."""
+    peer = in_flight(5)
+    peer.sends(ack=FIRST + 1000, window=0, payload=b"x")
+    (ack,) = peer.wait(0.05)
+    assert ack.seq == FIRST + 1000
+
+
 @pytest.mark.parametrize("data", [b"", b"waiting"])
 def test_window_zero_and_scaled_excludes_what_was_sent_into_it(data: bytes) -> None:
     peer = established(window_scale=5)
