@@ -17,6 +17,7 @@ from tests.unit.netstack.hosts import (
     icmp6,
     packet4,
     packet6,
+    solicitation,
 )
 
 ELSEWHERE = b"\xc6\x33\x64\x01"  # 198.51.100.1, beyond the gateway
@@ -93,6 +94,18 @@ def test_ipv6_option_that_is_unknown_before_an_error_is_not_answered(host: Host)
     head = bytes((ipv6.ICMPV6, 0)) + bytes((0x9E, 4)) + bytes(4)
     host.receive(ethernet.IPV6, packet6(ipv6.DESTINATION_OPTIONS, head + error))
     assert (host.sent(), host.drops) == ([], {"ipv6-unknown-option": 1})
+
+
+def test_ipv6_option_that_is_unknown_is_refused_in_what_was_in_fragments_and_in_questions(
+    host: Host,
+) -> None:
+    head = bytes((ipv6.ICMPV6, 0)) + bytes((0x5E, 4)) + bytes(4)
+    for part in fragments6(head + question6(1000), ipv6.DESTINATION_OPTIONS):
+        host.receive(ethernet.IPV6, part)
+    asked = solicitation()
+    whole = packet6(ipv6.DESTINATION_OPTIONS, head + asked[40:], destination=asked[24:40])
+    host.receive(ethernet.IPV6, whole)
+    assert (host.sent(), host.drops) == ([], {"ipv6-unknown-option": 2})
 
 
 @pytest.mark.parametrize("option", ["1e05 00000000", "0100 0100 011e"])
