@@ -59,6 +59,21 @@ def wait_for(address: object, log: Path) -> None:
 
 
 @contextlib.contextmanager
+def iperf3_server(directory: Path, port: int) -> Iterator[None]:
+    """Run iperf3 for one client.
+
+    Whoever connects is that client, so nobody may only to see whether it listens.  One for several
+    closes its socket after each, and listens anew: who comes in between is refused, or reset.
+    """
+    log = directory / "iperf3.log"
+    log.unlink(missing_ok=True)
+    options = ["--server", "--one-off", "--forceflush", "--bind", "127.0.0.1", "--port", str(port)]
+    with running([find("iperf3", "iperf3"), *options], log):
+        eventually(lambda: "Server listening" in log.read_text(), "iperf3 to listen")
+        yield
+
+
+@contextlib.contextmanager
 def redis(directory: Path) -> Iterator[int]:
     """Run redis-server; give its port."""
     port, log = free_port(), directory / "redis.log"

@@ -9,7 +9,6 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -440,26 +439,15 @@ def test_forward_nginx_on_a_unix_socket_serves_curl(
         assert len(run(curl, "-s", "--max-time", "20", url)) == 10_000_000
 
 
-def iperf3_result(*command: str) -> dict[str, Any]:
-    """Return what iperf3's client reports; its server is busy for a moment after each client."""
-    deadline = time.monotonic() + 20
-    while True:
-        result: dict[str, Any] = json.loads(run(*command))
-        if "sum_sent" in result["end"] or time.monotonic() > deadline:
-            return result
-
-
-def test_forward_iperf3_in_both_directions(
-    forward: Forwarding, sockets: Sockets, short_path: Path
+@pytest.mark.parametrize("direction", [(), ("-R",)], ids=["to", "from"])
+def test_forward_iperf3(
+    forward: Forwarding, sockets: Sockets, short_path: Path, direction: tuple[str, ...]
 ) -> None:
     iperf3, port = programs.find("iperf3", "iperf3"), programs.free_port()
-    with programs.running([iperf3, "-s", "-p", str(port)], short_path / "iperf3.log"):
-        programs.wait_for(("127.0.0.1", port), short_path / "iperf3.log")
-        front = sockets.listen()
-        forward.to(front, f"tcp:127.0.0.1:{port}")
-        for direction in ((), ("-R",)):
-            words = ("-c", "127.0.0.1", "-p", port_of(front), "-P", "4", "-n", "32M", "-J")
-            result = iperf3_result(iperf3, *words, *direction)
-            assert "sum_sent" in result["end"], result
-            assert result["end"]["sum_sent"]["bytes"] >= 32 << 20
-            assert result["end"]["sum_received"]["bytes"] > 0
+    front = sockets.listen()
+    forward.to(front, f"tcp:127.0.0.1:{port}")
+    with programs.iperf3_server(short_path, port):
+        words = ("-c", "127.0.0.1", "-p", port_of(front), "-P", "4", "-n", "32M", "-J")
+        ended = json.loads(run(iperf3, *words, *direction))["end"]
+    assert ended["sum_sent"]["bytes"] >= 32 << 20
+    assert ended["sum_received"]["bytes"] > 0

@@ -48,13 +48,17 @@ class Crowd:
             self.endpoint.listen(80, self.take), self.endpoint.listen(81, self.take, address=HERE)
         ]  # fmt: skip
         self.heard: dict[tuple[bytes, int, int], Segment] = {}  # the last that each was sent
+        self.served: set[Connection] = set()  # whose application has not been told of an end
 
     def take(self, connection: Connection) -> None:
         connection.application = self.use
+        self.served.add(connection)
 
     def use(self, connection: Connection) -> None:
         """Echo, mostly; at times stop, or leave."""
         chance = self.random.random
+        if connection.state in (State.TIME_WAIT, State.CLOSED):
+            self.served.discard(connection)
         if chance() < 0.6:
             waiting = connection.readable
             connection.consume(waiting)
@@ -65,6 +69,8 @@ class Crowd:
             connection.release(self.now)
         if chance() < 0.03:
             connection.abort()
+        if connection.state is State.CLOSED:  # by what it did
+            self.served.discard(connection)
 
     def segment(self) -> None:
         """Somebody says something: what is next, nearly that, or anything."""
@@ -109,6 +115,7 @@ class Crowd:
         assert len(endpoint._waiting) <= TIME_WAITS
         assert all(c.state is State.TIME_WAIT for c in endpoint._waiting)
         assert len(endpoint._timers) <= 2 * len(endpoint.connections) + 65
+        assert self.served <= set(endpoint.connections.values()), "who would never be told"
         for connection in endpoint.connections.values():
             assert connection.state is not State.CLOSED
             due = connection.deadline()

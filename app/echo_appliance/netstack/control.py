@@ -120,6 +120,12 @@ class Control:
             kind, code = icmpv6.PARAMETER_PROBLEM, icmpv6.UNKNOWN_NEXT_HEADER
             self._send_error(packet, kind, code, packet.pointer, now)
 
+    def send_unknown_option(self, packet: ipv6.Packet, now: float) -> None:
+        """Say which option we do not know, unless in answer to an error."""
+        if not is_error(packet):
+            kind, code = icmpv6.PARAMETER_PROBLEM, icmpv6.UNKNOWN_OPTION
+            self._send_error(packet, kind, code, packet.unknown_option, now)
+
     def send_reassembly_timeout(self, first: bytes, now: float) -> None:
         """Say that the rest of a packet did not come; `first` is how its first fragment began."""
         if first[0] >> 4 == 4:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 TIMEOUT = 30.0  # Linux's; RFC 1122 says 60 to 120, of a slower time
 PACKETS_LIMIT = 64
 OCTETS_LIMIT = 1 << 20
-SIZE_LIMIT = 65535
+SIZE_LIMIT = 65535  # octets of payload; an IPv4 packet's header counts, too
 FRAGMENTS_LIMIT = 128  # of one packet: each new one is compared with all of them
 
 
@@ -35,10 +35,12 @@ class Partial:
         self.first = b""
         self._parts: dict[int, bytes] = {}
 
-    def add(self, offset: int, payload: memoryview, *, more_follow: bool) -> bytes | None:
+    def add(
+        self, offset: int, payload: memoryview, *, more_follow: bool, limit: int
+    ) -> bytes | None:
         """Take a fragment in; return the whole payload once it is there.  Raises ParseError."""
         end = offset + len(payload)
-        if end > SIZE_LIMIT:
+        if end > limit:
             raise ParseError("fragment-too-long")  # the "ping of death"
         if (more_follow and len(payload) % 8) or not payload:
             raise ParseError("fragment-bad-length")
@@ -90,6 +92,7 @@ class Reassembly:
         *,
         more_follow: bool,
         first: bytes = b"",
+        limit: int = SIZE_LIMIT,
     ) -> bytes | None:
         """Take a fragment of the packet `key` in; return its payload once that is whole.
 
@@ -102,7 +105,7 @@ class Reassembly:
             partial.first = first
         held = partial.octets
         try:
-            whole = partial.add(offset, payload, more_follow=more_follow)
+            whole = partial.add(offset, payload, more_follow=more_follow, limit=limit)
         except ParseError:
             self._octets += partial.octets - held
             self._forget(partial)

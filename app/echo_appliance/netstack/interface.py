@@ -14,7 +14,7 @@ from .addresses import LIMITED_BROADCAST
 from .control import Control, is_error
 from .datagrams import Datagrams
 from .express import Express
-from .fragments import Reassembly
+from .fragments import SIZE_LIMIT, Reassembly
 from .link import Link
 from .routes import Routes
 from .streams import Streams
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     Packet = ipv4.Packet | ipv6.Packet
 
 HOP_LIMIT = 64
+_DISCARD_SILENTLY = 1  # the highest bits of an IPv6 option's type; 2 and 3: and say so
 
 
 class Interface:
@@ -99,6 +100,8 @@ class Interface:
         source = packet.source
         if ipv4.cannot_be_source(source) or source in self._broadcasts:
             raise ParseError("martian-source")
+        if packet.header is not None and len(packet.header) > ipv4.HEADER_SIZE:
+            ipv4.check_options(packet.header)
         if packet.is_fragment:
             key = (packet.addresses, packet.protocol, packet.identification)
             if not self._join(packet, key, packet.offset, packet.more_follow, now):
@@ -114,18 +117,33 @@ class Interface:
             if kind in (icmpv6.NEIGHBOUR_SOLICITATION, icmpv6.NEIGHBOUR_ADVERTISEMENT):
                 if packet.identification >= 0:
                     raise ParseError("nd-in-fragment")  # RFC 6980
+                if packet.unknown_option:
+                    raise ParseError("ipv6-unknown-option")
                 self._receive_neighbour(packet, frame, now, verified)
                 return
         self._check_destination(packet.destination, to_group)
         if ipv6.cannot_be_source(packet.source) or packet.source == ipv6.UNSPECIFIED:
             raise ParseError("martian-source")
+        if packet.unknown_option:
+            self._refuse_option(packet, now)
         if packet.is_fragment:
             key = (packet.addresses, packet.identification)
             if not self._join(packet, key, packet.offset, packet.more_follow, now):
                 return
             verified = False
             ipv6.skip_extensions(packet)
+            if packet.unknown_option:
+                raise ParseError("ipv6-unknown-option")
         self._dispatch(packet, now, verified)
+
+    def _refuse_option(self, packet: ipv6.Packet, now: float) -> None:
+        """Do as an option's type says to whoever does not know it (RFC 8200 section 4.2)."""
+        quoted = packet.header or b""
+        if packet.source in self._addresses:
+            raise ParseError("spoofed-source")
+        if quoted[packet.unknown_option] >> 6 != _DISCARD_SILENTLY:
+            self.control.send_unknown_option(packet, now)
+        raise ParseError("ipv6-unknown-option")
 
     def _receive_neighbour(
         self, packet: ipv6.Packet, frame: ethernet.Frame, now: float, verified: bool
@@ -160,8 +178,9 @@ class Interface:
         quote = b""
         if not offset and not is_error(packet):
             quote = bytes(packet.header or b"") + packet.payload[:64]
+        limit = SIZE_LIMIT - (ipv4.HEADER_SIZE if len(packet.source) == 4 else 0)
         whole = self.fragments.add(
-            key, offset, packet.payload, now, more_follow=more_follow, first=quote
+            key, offset, packet.payload, now, more_follow=more_follow, first=quote, limit=limit
         )
         if whole is None:
             return False

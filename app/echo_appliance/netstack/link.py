@@ -94,8 +94,8 @@ class Link:
 
     def _neighbour(self, way: "Way", now: float) -> "Neighbour":
         neighbour = self.neighbours.find(way.next_hop, now)
-        if neighbour.ask_at <= now:
-            self.ask(now)
+        if self.neighbours.is_to_be_asked(neighbour, now):
+            self._ask_within_bounds(neighbour, now)
         return neighbour
 
     def _release(self, hardware: bytes, waiting: "list[Waiting]") -> None:
@@ -108,14 +108,17 @@ class Link:
     def ask(self, now: float) -> None:
         """Ask for all neighbours whose time has come; call again at deadline()."""
         for neighbour in self.neighbours.to_ask(now):
-            # Who has answered before is asked in any case: a flood of forged sources would
-            # use the budget up, and they would be forgotten.
-            if neighbour.has_answered or self._asks.take(now):
-                self._ask_for(neighbour)
+            self._ask_within_bounds(neighbour, now)
 
     def deadline(self) -> float | None:
         """When to call ask() next."""
         return self.neighbours.deadline()
+
+    def _ask_within_bounds(self, neighbour: "Neighbour", now: float) -> None:
+        # Who has answered before is asked in any case: a flood of forged sources would use the
+        # budget up, and they would be forgotten.
+        if neighbour.has_answered or self._asks.take(now):
+            self._ask_for(neighbour)
 
     def _ask_for(self, neighbour: "Neighbour") -> None:
         source = self._source_of(neighbour.address)

@@ -25,6 +25,7 @@ DELAY_SECONDS = 5.0  # section 10, DELAY_FIRST_PROBE_TIME: before asking who spo
 RETRY_SECONDS = 1.0
 TRIES = 3
 _NEVER = float("-inf")
+_NOT_YET = float("inf")
 
 
 class State(Enum):
@@ -64,6 +65,7 @@ class Neighbours:
         self._limit = limit
         self._entries: dict[bytes, Neighbour] = {}
         self._asking: dict[bytes, Neighbour] = {}  # those that time has to look at
+        self._ask_at = _NOT_YET  # none of them has to be looked at before
         self._waiting = 0  # packets that do, in all
 
     def __len__(self) -> int:
@@ -73,21 +75,34 @@ class Neighbours:
         return iter(self._entries.values())
 
     def find(self, address: bytes, now: float) -> Neighbour:
-        """Return the entry of an address that is about to be sent to, made if need be."""
+        """Return the entry of an address that is about to be sent to, made if need be.
+
+        Whether it is_to_be_asked() is for the caller to see to.
+        """
         entry = self._entries.get(address)
+        if entry is not None and self._is_given_up(entry, now):
+            self._drop(entry)  # the timer would, soon: a packet for it would wait in vain
+            entry = None
         if entry is None:
             self._make_room()
             entry = self._entries[address] = Neighbour(address, now)
-            self._asking[address] = entry
+            self._ask(entry, now + RETRY_SECONDS)  # the first time is now, and the caller's
         elif entry.state is State.STALE:
             self._probe(entry, now + DELAY_SECONDS)
         elif entry.state is State.REACHABLE and now - entry.confirmed_at > REACHABLE_SECONDS:
             self._probe(entry, now)
         return entry
 
+    def _is_given_up(self, entry: Neighbour, now: float) -> bool:
+        return entry.tries >= TRIES and entry.ask_at <= now and entry.address in self._asking
+
     def _probe(self, entry: Neighbour, at: float) -> None:
         entry.state = State.PROBING
         entry.ask_at, entry.tries = at, 0
+        self._ask(entry, at)
+
+    def _ask(self, entry: Neighbour, at: float) -> None:
+        self._ask_at = min(self._ask_at, at) if self._asking else at
         self._asking[entry.address] = entry
 
     def wait(self, entry: Neighbour, packet: "Waiting") -> None:
@@ -98,19 +113,27 @@ class Neighbours:
 
     def to_ask(self, now: float) -> list[Neighbour]:
         """Return those to be asked for now; forget those that did not answer."""
-        due = []
-        for entry in [one for one in self._asking.values() if one.ask_at <= now]:
-            if entry.tries >= TRIES:
-                self._drop(entry)
-                continue
-            entry.tries += 1
-            entry.ask_at = now + RETRY_SECONDS
-            due.append(entry)
+        if now < self._ask_at:
+            return []
+        due = [one for one in self._asking.values() if one.ask_at <= now]
+        due = [one for one in due if self.is_to_be_asked(one, now)]
+        self._ask_at = min((one.ask_at for one in self._asking.values()), default=_NOT_YET)
         return due
 
+    def is_to_be_asked(self, entry: Neighbour, now: float) -> bool:
+        """Whether to ask for this one now, which is then noted; forget one that did not answer."""
+        if entry.ask_at > now or entry.address not in self._asking:
+            return False
+        if entry.tries >= TRIES:
+            self._drop(entry)
+            return False
+        entry.tries += 1
+        entry.ask_at = now + RETRY_SECONDS
+        return True
+
     def deadline(self) -> float | None:
-        """When to call to_ask() next."""
-        return min((entry.ask_at for entry in self._asking.values()), default=None)
+        """When to call to_ask() next, or a bit before: no entry is looked at for that."""
+        return self._ask_at if self._asking else None
 
     def heard(
         self,

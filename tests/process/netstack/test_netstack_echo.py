@@ -26,7 +26,7 @@ from tests.process.netstack.net import (
     metrics,
 )
 from tests.process.peers import pattern
-from tests.process.programs import find, free_port, running, wait_for
+from tests.process.programs import find, free_port, iperf3_server, running, wait_for
 
 BOTH = pytest.mark.parametrize("address", [OURS, OURS6])
 DEVICES = pytest.mark.parametrize("vnet", [True, False], ids=["offload", "software"])
@@ -252,15 +252,14 @@ def web_server(directory: Path) -> Iterator[int]:
         yield port
 
 
-def test_relay_bulk_by_iperf3_goes_both_ways(net: Net, tmp_path: Path) -> None:
+@pytest.mark.parametrize("direction", [(), ("-R",), ("--bidir",)], ids=["to", "from", "both"])
+def test_relay_bulk_by_iperf3(net: Net, tmp_path: Path, direction: tuple[str, ...]) -> None:
     iperf3, port = find("iperf3", "iperf3"), free_port()
-    with running([iperf3, "-s", "-B", "127.0.0.1", "-p", str(port)], tmp_path / "iperf3.log"):
-        wait_for(("127.0.0.1", port), tmp_path / "iperf3.log")
-        net.serve(net.tap(), ports=[f"{port}=tcp:127.0.0.1:{port}"])
-        for direction in ([], ["-R"], ["--bidir"]):
-            command = [iperf3, "-c", OURS, "-p", str(port), "-n", "20M", "-P", "2", *direction]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-            assert done.returncode == 0, done.stdout + done.stderr
+    net.serve(net.tap(), ports=[f"{port}=tcp:127.0.0.1:{port}"])
+    with iperf3_server(tmp_path, port):
+        command = [iperf3, "-c", OURS, "-p", str(port), "-n", "20M", "-P", "2", *direction]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_relay_to_nobody_resets(net: Net) -> None:

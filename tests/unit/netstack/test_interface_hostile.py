@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from echo_appliance.netstack.checksum import checksum
 from echo_appliance.netstack.tcp.connection import Connection
 from echo_appliance.netstack.wire import ethernet, icmp, icmpv6, ipv4, ipv6, udp
 from tests.unit.netstack.hosts import (
@@ -16,6 +17,7 @@ from tests.unit.netstack.hosts import (
     icmp6,
     packet4,
     packet6,
+    solicitation,
 )
 
 ELSEWHERE = b"\xc6\x33\x64\x01"  # 198.51.100.1, beyond the gateway
@@ -29,6 +31,87 @@ def host() -> Host:
     host = Host()
     host.meet()
     return host
+
+
+# -- options -----------------------------------------------------------------
+
+
+def with_options(options: bytes) -> bytes:
+    """Return a ping of the neighbour's with IPv4 options."""
+    question = icmp.serialize(icmp.Message(icmp.ECHO_REQUEST, 0, 1, b"?"))
+    plain = bytearray(packet4(ipv4.ICMP, question))
+    options += bytes(-len(options) % 4)
+    plain[0] += len(options) // 4
+    plain[2:4], plain[10:12] = (len(plain) + len(options)).to_bytes(2, "big"), bytes(2)
+    plain[20:20] = options
+    plain[10:12] = checksum(plain[: 20 + len(options)]).to_bytes(2, "big")
+    return bytes(plain)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ("01 07 07 04 00000000 00", None),  # record route
+        ("00 8307", None),  # what stands behind the end
+        ("83 07 04 c6336401", "ipv4-source-route"),
+        ("01 89 07 08 c6336401", "ipv4-source-route"),  # strict, and at its end
+        ("07 00 04 00", "ipv4-bad-option"),  # would never end
+        ("07 27 04 00", "ipv4-bad-option"),
+        ("01 01 01 07", "ipv4-bad-option"),
+    ],
+)
+def test_ipv4_options_that_lead_here_or_do_not_fit_are_refused(
+    host: Host, options: str, reason: str | None
+) -> None:
+    host.receive(ethernet.IPV4, with_options(bytes.fromhex(options)))
+    assert len(host.sent()) == (reason is None)
+    assert host.drops == ({} if reason is None else {reason: 1})
+
+
+def question6_with(option: bytes, header: int = ipv6.DESTINATION_OPTIONS) -> bytes:
+    """Return a ping of the neighbour's behind an extension header with an option of 6 octets."""
+    return packet6(header, bytes((ipv6.ICMPV6, 0)) + option + question6(8))
+
+
+@pytest.mark.parametrize("header", [ipv6.DESTINATION_OPTIONS, ipv6.HOP_BY_HOP])
+@pytest.mark.parametrize(
+    ("kind", "answers"), [(0x05, [129]), (0x1E, [129]), (0x5E, []), (0x9E, [4]), (0xC2, [4])]
+)
+def test_ipv6_option_that_is_unknown_is_treated_as_its_type_says(
+    host: Host, header: int, kind: int, answers: list[int]
+) -> None:
+    """RFC 8200 section 4.2: skip it; or drop the packet, and say so or not."""
+    host.receive(ethernet.IPV6, question6_with(bytes((kind, 4)) + bytes(4), header))
+    sent = host.sent(ethernet.IPV6)
+    assert [one[40] for one in sent] == answers
+    if answers == [icmpv6.PARAMETER_PROBLEM]:
+        assert (sent[0][41], sent[0][44:48]) == (icmpv6.UNKNOWN_OPTION, b"\0\0\0\x2a")
+        assert sent[0][48:] == question6_with(bytes((kind, 4)) + bytes(4), header), "quoted whole"
+
+
+def test_ipv6_option_that_is_unknown_before_an_error_is_not_answered(host: Host) -> None:
+    error = icmp6(icmp.Message(icmpv6.TIME_EXCEEDED, 0, 0, bytes(48)))[40:]
+    head = bytes((ipv6.ICMPV6, 0)) + bytes((0x9E, 4)) + bytes(4)
+    host.receive(ethernet.IPV6, packet6(ipv6.DESTINATION_OPTIONS, head + error))
+    assert (host.sent(), host.drops) == ([], {"ipv6-unknown-option": 1})
+
+
+def test_ipv6_option_that_is_unknown_is_refused_in_what_was_in_fragments_and_in_questions(
+    host: Host,
+) -> None:
+    head = bytes((ipv6.ICMPV6, 0)) + bytes((0x5E, 4)) + bytes(4)
+    for part in fragments6(head + question6(1000), ipv6.DESTINATION_OPTIONS):
+        host.receive(ethernet.IPV6, part)
+    asked = solicitation()
+    whole = packet6(ipv6.DESTINATION_OPTIONS, head + asked[40:], destination=asked[24:40])
+    host.receive(ethernet.IPV6, whole)
+    assert (host.sent(), host.drops) == ([], {"ipv6-unknown-option": 2})
+
+
+@pytest.mark.parametrize("option", ["1e05 00000000", "0100 0100 011e"])
+def test_ipv6_options_that_run_past_their_header_are_refused(host: Host, option: str) -> None:
+    host.receive(ethernet.IPV6, question6_with(bytes.fromhex(option)))
+    assert (host.sent(), host.drops) == ([], {"ipv6-bad-extension": 1})
 
 
 # -- fragments ---------------------------------------------------------------
@@ -49,6 +132,17 @@ def fragments6(whole: bytes, protocol: int, size: int = 512) -> list[bytes]:
         )
         for at in range(0, len(whole), size)
     ]
+
+
+def test_fragments_longer_together_than_a_packet_with_its_header_are_refused(host: Host) -> None:
+    """Else our answer would be one that is too long, a ping of death, for a forged source."""
+    question = icmp.serialize(icmp.Message(icmp.ECHO_REQUEST, 0, 1, bytes(65527)))
+    for at in range(0, len(question), 1480):
+        part = question[at : at + 1480]
+        place = at // 8 | ipv4.MORE_FRAGMENTS * (at + 1480 < len(question))
+        host.receive(ethernet.IPV4, packet4(ipv4.ICMP, part, flags_and_offset=place))
+    assert (host.sent(), host.drops) == ([], {"fragment-too-long": 1})
+    assert len(host.interface.fragments) == 0
 
 
 @pytest.mark.parametrize("backwards", [False, True])

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from echo_appliance.netstack.neighbours import ENTRIES_LIMIT, TRIES, Neighbours, State
+from echo_appliance.netstack import neighbours
+from echo_appliance.netstack.neighbours import (
+    ENTRIES_LIMIT,
+    RETRY_SECONDS,
+    TRIES,
+    WAITING_IN_ALL,
+    Neighbour,
+    Neighbours,
+    State,
+)
 from echo_appliance.netstack.wire import arp, ethernet, icmp, icmpv6, ipv4, ipv6
 from tests.unit.netstack.hosts import (
     OUR_MAC,
@@ -143,6 +152,83 @@ def test_flood_of_forged_sources_does_not_keep_us_from_asking_who_has_answered(
     host.sent()
     host.receive(ethernet.IPV4, packet4(ipv4.ICMP, ping()), now)
     assert [frame[:6] for frame in host.sent() if frame[12:14] == b"\x08\x06"] == [THEIR_MAC]
+
+
+def test_packets_for_whom_the_last_question_was_in_vain_leave_others_room_to_wait() -> None:
+    """They come when its time is over and no timer has told us: what waited was never counted off.
+
+    After 512 of them, no packet waited any more for anybody to be found.
+    """
+    host, now = Host(), 0.0
+    stranger = b"\xc0\0\2\x63"
+    for _ in range(2 * WAITING_IN_ALL + 1):
+        host.receive(ethernet.IPV4, packet4(ipv4.ICMP, ping(), source=stranger), now)
+        for _ in range(TRIES - 1):
+            now += RETRY_SECONDS
+            host.interface.on_deadline(now)
+        now += RETRY_SECONDS
+    host.sent()
+    host.receive(ethernet.IPV4, packet4(ipv4.ICMP, ping()), now)
+    host.receive(ethernet.ARP, arp_reply(), now)
+    assert len(host.sent(ethernet.IPV4)) == 1
+
+
+def test_packet_for_whom_the_last_question_was_in_vain_begins_anew() -> None:
+    host = Host()
+    host.receive(ethernet.IPV4, packet4(ipv4.ICMP, ping()))
+    for now in range(1, TRIES):
+        host.interface.on_deadline(float(now))
+    host.sent()
+    host.receive(ethernet.IPV4, packet4(ipv4.ICMP, ping()), float(TRIES))
+    assert len(host.sent(ethernet.ARP)) == 1, "asked for"
+    host.receive(ethernet.ARP, arp_reply(), float(TRIES))
+    assert len(host.sent(ethernet.IPV4)) == 1, "the second one; the first is given up"
+
+
+class Watched(Neighbour):
+    """An entry that counts how often entries are looked at."""
+
+    looks = 0
+
+    def __getattribute__(self, name: str) -> object:
+        Watched.looks += 1
+        return super().__getattribute__(name)
+
+
+def test_flood_of_forged_sources_costs_other_frames_no_look_at_each_of_them(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When to ask again is asked after each batch of frames: 45 us with 1,024 who never answer."""
+    monkeypatch.setattr(neighbours, "Neighbour", Watched)
+    for number in range(ENTRIES_LIMIT - 2):
+        host.interface.link.neighbours.find(number.to_bytes(4, "big"), 0.0)
+    host.interface.on_deadline(0.0)
+    Watched.looks = 0
+    for number in range(100):
+        stranger = THEIRS6[:12] + (number + 100).to_bytes(4, "big")
+        echo6 = icmp.Message(icmpv6.ECHO_REQUEST, 0, 1, b"")
+        host.receive(ethernet.IPV6, icmp6(echo6, source=stranger), 0.5)
+        assert host.interface.deadline() is not None
+        host.interface.on_deadline(0.5)  # a connection's time has come, say
+    assert Watched.looks < 100 * 50
+
+
+def test_neighbour_is_asked_again_in_time_though_another_is_to_be_asked_later() -> None:
+    entries = Neighbours()
+    entries.is_to_be_asked(entries.find(THEIRS, 0.0), 0.0)
+    entries.heard(OURS, THEIR_MAC, 0.0, solicited=False, create=True)
+    entries.find(OURS, 0.0)
+    assert entries.deadline() == RETRY_SECONDS
+
+
+def test_neighbour_that_answers_the_last_question_is_not_given_up_later() -> None:
+    entries = Neighbours()
+    entry = entries.find(THEIRS, 0.0)
+    for now in range(TRIES):
+        assert entries.is_to_be_asked(entry, float(now))
+    entries.heard(THEIRS, THEIR_MAC, float(TRIES), solicited=True)
+    assert entries.find(THEIRS, 2.0 * TRIES) is entry
+    assert entry.hardware == THEIR_MAC
 
 
 def test_neighbour_under_suspicion_is_asked_and_used_meanwhile(host: Host) -> None:

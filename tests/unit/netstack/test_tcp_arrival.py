@@ -94,6 +94,20 @@ def test_reset_outside_of_the_window_is_dropped() -> None:
     assert peer.state is State.ESTABLISHED
 
 
+def test_reset_with_words_in_it_at_a_zero_window_is_believed() -> None:
+    """RFC 9293 section 3.5.3: it may say why, and that needs no room."""
+    peer = established(Settings(receive_limit=1000))
+    peer.sends(payload=bytes(1000))
+    peer.sends(RST | ACK, payload=b"out of memory")
+    assert peer.connection.error == "reset"
+
+
+def test_reset_before_the_window_is_dropped_however_long_it_is() -> None:
+    peer = established()
+    assert peer.sends(RST, seq=NEXT - 1, payload=b"words") == []
+    assert peer.state is State.ESTABLISHED
+
+
 def test_reset_at_a_zero_window_is_believed() -> None:
     peer = established(Settings(receive_limit=10))
     peer.sends(payload=b"0123456789")
@@ -172,6 +186,17 @@ def test_timestamps_agreed_a_segment_without_one_is_dropped() -> None:
     peer.stamp = None
     assert peer.sends(payload=b"no stamp", seq=NEXT) == []
     assert peer.connection.readable == 0
+
+
+def test_timestamps_agreed_a_syn_without_one_is_challenged() -> None:
+    """Its host has started anew, or is another one behind the same NAT: it could not get in."""
+    peer = established(timestamp=(1, 0))
+    peer.stamp = None
+    (challenge,) = peer.sends(SYN, seq=77777)
+    assert (challenge.flags, challenge.ack) == (ACK, NEXT)
+    assert peer.sends(SYN, seq=77777) == [], "at a limited rate"
+    peer.sends(RST, seq=challenge.ack)
+    assert peer.connection.error == "reset"
 
 
 def test_reset_needs_no_timestamp() -> None:

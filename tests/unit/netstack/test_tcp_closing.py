@@ -6,7 +6,7 @@ from echo_appliance.netstack.tcp.settings import ORPHAN_TIMEOUT, TIME_WAIT, Sett
 from echo_appliance.netstack.tcp.states import TRANSITIONS, Event, State, change
 from echo_appliance.netstack.wire.tcp import ACK, FIN, PSH, RST, SYN
 
-from .peer import OURS, THEIRS, Peer, connecting, established, listening, numbers
+from .peer import FIRST, OURS, THEIRS, Peer, connecting, established, listening, numbers
 
 FIN_ACK = FIN | ACK
 
@@ -18,6 +18,17 @@ def closing_first() -> Peer:
     (fin,) = peer.leaves()
     assert (fin.flags, fin.seq) == (FIN_ACK, OURS + 1)
     return peer
+
+
+def test_established_data_beyond_a_fin_that_came_before_it_are_no_part_of_the_stream() -> None:
+    """They wait in an island that reaches past the FIN, which was passed by and never taken."""
+    peer = established()
+    peer.sends(seq=THEIRS + 51, payload=bytes(100))
+    peer.sends(FIN_ACK, seq=THEIRS + 71)
+    (ack,) = peer.sends(seq=THEIRS + 1, payload=bytes(50))
+    assert (peer.state, ack.ack) == (State.CLOSE_WAIT, THEIRS + 72)
+    assert peer.connection.read(999) == bytes(70)
+    assert peer.connection.at_eof
 
 
 def test_established_fin_comes_and_reading_ends() -> None:
@@ -128,6 +139,24 @@ def test_released_connection_sends_what_was_written_and_resets_what_comes() -> N
     (reset,) = peer.sends(payload=b"too late")
     assert reset.flags & RST
     assert peer.state is State.CLOSED
+
+
+@pytest.mark.parametrize("peer_closed", [True, False])
+def test_released_connection_is_not_kept_by_a_window_that_stays_closed(peer_closed: bool) -> None:
+    """Its probes are answered, for ever if need be; but nobody waits for what they are about."""
+    peer = established(Settings(user_timeout=100))
+    if peer_closed:
+        peer.sends(FIN | ACK)
+    peer.sends(window=0)
+    peer.connection.write(b"never taken")
+    peer.connection.release(peer.now)
+    assert peer.leaves() == []
+    start = peer.now
+    while peer.connection.deadline() is not None and peer.now < start + 1000:
+        peer.wait(1)
+        peer.sends(ack=FIRST, window=0)
+    assert peer.state is State.CLOSED
+    assert 99 < peer.now - start < 200
 
 
 def test_released_connection_with_data_unread_is_reset() -> None:

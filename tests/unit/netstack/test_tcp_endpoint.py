@@ -297,8 +297,11 @@ def in_time_wait() -> tuple[Endpoint, Connection]:
     return endpoint, connection
 
 
-def test_time_wait_a_later_syn_opens_a_new_connection_beyond_the_old_numbers() -> None:
+@pytest.mark.parametrize("sent", [0, 1 << 20])
+def test_time_wait_a_later_syn_opens_a_new_connection_beyond_the_old_numbers(sent: int) -> None:
+    """Also where more was sent than the clock of initial numbers has ticked since."""
     endpoint, old = in_time_wait()
+    old.sender.nxt += sent
     endpoint.receive(THERE, HERE, segment(SYN, seq=6000), 1.0)
     (answer,) = replies(endpoint, 1.0)
     assert (answer.flags, answer.ack) == (SYN | ACK, 6001)

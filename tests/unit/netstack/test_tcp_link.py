@@ -1,11 +1,12 @@
 """Two of our hosts on a bad link: whatever it does, the octets arrive, all and in order."""
 
 import random
+from itertools import combinations
 
 import pytest
 
 from echo_appliance.netstack.tcp.connection import Connection
-from echo_appliance.netstack.tcp.settings import Settings
+from echo_appliance.netstack.tcp.settings import TIME_WAIT, Settings
 from echo_appliance.netstack.tcp.states import State
 from echo_appliance.netstack.wire.tcp import Segment
 
@@ -145,6 +146,52 @@ def test_simultaneous_open_carries_data_both_ways() -> None:
     link.right.touch(right)
     link.run(lambda: left.readable > 0 and right.readable > 0)
     assert (right.read(99), left.read(99)) == (b"from the left", b"from the right")
+
+
+class Dropping(Link):
+    """A link that loses the segments with these numbers: (whose, the how-manieth of theirs)."""
+
+    def __init__(self, lost: tuple[tuple[bytes, int], ...]) -> None:
+        super().__init__()
+        self._lost = lost
+        self._counts = {LEFT: 0, RIGHT: 0}
+
+    def _carry(self, source: bytes, destination: bytes, segment: Segment) -> None:
+        number = self._counts[source]
+        self._counts[source] += 1
+        if (source, number) not in self._lost:
+            super()._carry(source, destination, segment)
+
+
+def both_ways(link: Link, data: bytes, *, simultaneous: bool) -> list[Client]:
+    """Have each side send the data and close; return what becomes both sides, once opened."""
+    sides: list[Client] = []
+    if simultaneous:
+        left = link.left.connect(LEFT, RIGHT, 5000, link.now, local_port=6000)
+        right = link.right.connect(RIGHT, LEFT, 6000, link.now, local_port=5000)
+        sides.append(Client(right, data))
+    else:
+        link.right.listen(7, lambda connection: sides.append(Client(connection, data)))
+        left = link.connect(7)
+    sides.append(Client(left, data))
+    return sides
+
+
+@pytest.mark.parametrize("data", [b"", b"a few octets", bytes(range(250)) * 20])
+@pytest.mark.parametrize("simultaneous", [True, False])
+def test_any_two_segments_lost_both_sides_open_send_and_close(
+    simultaneous: bool, data: bytes
+) -> None:
+    """Opened by one side or by both at once, and closed by both at once."""
+    numbers = [(side, number) for side in (LEFT, RIGHT) for number in range(7)]
+    for lost in [(), *((one,) for one in numbers), *combinations(numbers, 2)]:
+        link = Dropping(lost)
+        sides = both_ways(link, data, simultaneous=simultaneous)
+        link.run(lambda: len(sides) == 2 and all(side.done for side in sides), 5.0)  # noqa: B023
+        assert [(bytes(side.received), side.connection.error) for side in sides] == [
+            (data, None), (data, None)
+        ], f"lost: {lost}"  # fmt: skip
+        link.run(lambda: not link.left.connections and not link.right.connections, 2 * TIME_WAIT)  # noqa: B023
 
 
 def test_reader_slow_the_sender_waits_and_memory_stays_bounded() -> None:

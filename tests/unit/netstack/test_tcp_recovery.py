@@ -55,6 +55,34 @@ def test_time_out_slow_start_begins_again() -> None:
     assert len(peer.sends(ack=FIRST + 4000)) == 4
 
 
+def test_time_out_without_sack_sends_each_segment_again_once() -> None:
+    """A partial ACK tells of the next loss in a fast recovery; here all counts as lost already."""
+    peer = in_flight(10)
+    sent = peer.wait(0.25)
+    for acknowledged in range(2, 11):
+        sent += peer.sends(ack=FIRST + acknowledged * MSS)
+    assert [seq for seq, _ in numbers(sent)] == [FIRST + at * MSS for at in range(1, 11)]
+
+
+def test_time_out_duplicates_that_it_caused_itself_tell_of_no_loss() -> None:
+    """What the peer had already and is sent again is answered so (RFC 6582 section 3.2, step 2)."""
+    peer = in_flight(10)
+    peer.connection.write(bytes(20 * MSS))
+    peer.wait(0.25)
+    again = peer.sends(ack=FIRST + 6 * MSS)  # two of the ten were lost
+    assert len(again) > 3
+    assert peer.sends(ack=FIRST + 11 * MSS) != [], "what is new"
+    window = peer.connection.sender.congestion.window
+    for _ in again[1:]:
+        assert repeated(peer.sends(ack=FIRST + 11 * MSS), peer) == []
+    assert peer.connection.sender.recovery.end is None
+    assert peer.connection.sender.congestion.window == window
+    peer.sends(ack=FIRST + 12 * MSS)
+    for _ in range(3):
+        sent = peer.sends(ack=FIRST + 12 * MSS)
+    assert repeated(sent, peer) == [(12 * MSS, MSS)], "these tell of one"
+
+
 def test_time_outs_for_the_user_time_out_end_the_connection() -> None:
     peer = wrote(1000, Settings(user_timeout=100))
     peer.leaves()
@@ -96,6 +124,24 @@ def test_time_out_was_right_and_the_window_stays_small() -> None:
     peer.sends(ack=FIRST + 2 * MSS, stamp=echo)
     assert peer.connection.sender.recovery.end is not None
     assert peer.connection.sender.congestion.window < 4 * MSS
+
+
+@pytest.mark.parametrize("repeated_at", [0.0, 0.0004, 0.0009])
+@pytest.mark.parametrize("answered_at", [0.0, 0.0004, 0.0009])
+def test_loss_whose_repetition_is_answered_is_not_undone(
+    repeated_at: float, answered_at: float
+) -> None:
+    """Timestamps count milliseconds: the echo of one sent at 0.9 ms seems to be from 0.0."""
+    peer = in_flight(10, timestamp=(1, 0), sack_permitted=True)
+    size = peer.connection.sender.mss
+    una = peer.connection.sender.una
+    peer.now = 100.3 + repeated_at
+    (again, *_) = peer.sends(ack=una, sack=[(una + size, una + 4 * size)])
+    assert (again.seq, again.timestamp) == (una, (100300, 1))
+    peer.now = 100.4 + answered_at
+    peer.sends(ack=una + 4 * size, stamp=(2, 100300))
+    assert peer.connection.sender.recovery.end is not None
+    assert peer.connection.sender.congestion.window < 10 * size
 
 
 def test_time_out_backed_off_is_taken_back_by_an_echo_of_what_was_repeated() -> None:
@@ -218,6 +264,19 @@ def test_sack_three_segments_beyond_a_gap_send_it_again() -> None:
         assert repeated(peer.sends(ack=una, sack=[block(2 * MSS, end * MSS)]), peer) == []
     sent = peer.sends(ack=una, sack=[block(2 * MSS, 5 * MSS)])
     assert repeated(sent, peer) == [(MSS, MSS)]
+
+
+def test_sack_three_small_segments_beyond_a_gap_send_it_again() -> None:
+    """They count as three, though they lie side by side and are less than one."""
+    peer = selective(10)
+    una = FIRST + 11 * MSS
+    peer.sends(ack=una)
+    for _ in range(4):
+        peer.connection.write(b"small")
+        peer.leaves()
+    for end in (10, 15):
+        assert peer.sends(ack=una, sack=[(una + 5, una + end)]) == []
+    assert numbers(peer.sends(ack=una, sack=[(una + 5, una + 20)])) == [(una, 5)]
 
 
 def test_sack_only_what_is_missing_is_sent_again() -> None:

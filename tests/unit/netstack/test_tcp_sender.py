@@ -207,6 +207,73 @@ def test_window_zero_is_probed_and_acks_still_come_from_inside_it() -> None:
     assert reset.seq == FIRST
 
 
+def test_window_rounded_down_by_its_scale_excludes_nothing_that_was_sent() -> None:
+    """It looks as if it had moved back (RFC 7323 section 2.4), but the peer has all of it.
+
+    An ACK from before that would be thrown away, and a reset, too: the peer would stay for ever.
+    """
+    peer = established(window_scale=5)
+    peer.sends(window=2048 >> 5)
+    peer.connection.write(bytes(2048))
+    peer.leaves()
+    peer.sends(ack=FIRST + 1000, window=1048 >> 5, payload=b"x")  # it had room for 1,048
+    (ack,) = peer.wait(0.05)
+    assert ack.seq == FIRST + 2048
+    peer.connection.abort()
+    (reset,) = peer.leaves()
+    assert reset.seq == FIRST + 2048
+
+
+def test_window_taken_back_excludes_what_was_sent_into_it() -> None:
+    """MUST-34: the peer has thrown it away, and takes nothing but from where it is."""
+    peer = in_flight(5)
+    peer.sends(ack=FIRST + 1000, window=0, payload=b"x")
+    (ack,) = peer.wait(0.05)
+    assert ack.seq == FIRST + 1000
+
+
+@pytest.mark.parametrize("data", [b"", b"waiting"])
+def test_window_zero_and_scaled_excludes_what_was_sent_into_it(data: bytes) -> None:
+    peer = established(window_scale=5)
+    peer.sends(window=0)
+    peer.connection.write(data)
+    if not data:
+        peer.connection.close()
+    peer.leaves()
+    peer.wait(0.2)
+    assert peer.connection.sender.nxt == FIRST + 1
+    (ack,) = peer.sends(ack=FIRST, window=0, payload=b"more") or peer.wait(0.04)
+    assert ack.seq == FIRST
+
+
+def test_window_zero_its_probe_accepted_after_minutes_was_no_round_trip() -> None:
+    """It was sent many times (Karn); as a sample it would make the next time-out a minute."""
+    peer = in_flight(1)
+    peer.sends(window=0)
+    peer.connection.write(b"waiting")
+    peer.leaves()
+    probes = peer.wait(100)
+    assert len(probes) > 5
+    peer.sends(ack=probes[-1].seq + 1)
+    round_trip = peer.connection.sender.round_trip
+    assert round_trip.smoothed is not None
+    assert round_trip.smoothed < 0.2
+    assert round_trip.rto < 1
+
+
+def test_window_zero_answers_to_probes_are_no_duplicates_that_tell_of_a_loss() -> None:
+    peer = established()
+    peer.sends(window=0)
+    peer.connection.write(bytes(5000))
+    peer.leaves()
+    before = peer.connection.sender.congestion.window
+    for _ in range(5):
+        peer.wait(peer.connection.deadline() - peer.now)  # type: ignore[operator]
+        assert peer.sends(ack=FIRST, window=0) == []
+    assert peer.connection.sender.recovery.end is None
+    assert peer.connection.sender.congestion.window == before
+
+
 def test_window_opens_and_what_was_refused_is_sent_again_at_once() -> None:
     peer = established()
     peer.sends(window=0)

@@ -6,7 +6,7 @@ connection or slipping octets into it.  Each check returns whether to go on.
 Sections without the number of an RFC are of RFC 9293.
 """
 
-from ..seq import unwrap
+from ..seq import MASK, is_before, unwrap
 from ..wire.tcp import ACK, FIN, PSH, RST, SYN, URG
 from .receiver import window_shift
 from .settings import (
@@ -115,12 +115,15 @@ def _check_sequence(connection: "Connection", segment: "Segment", seq: int, now:
     receiver, stamp = connection.receiver, segment.timestamp
     resets = segment.flags & RST
     if connection.stamps and not resets:
-        if stamp is None:
-            return False  # RFC 7323 section 3.2: once agreed, they are in every segment
+        if stamp is None:  # RFC 7323 section 3.2: once agreed, they are in every segment
+            if segment.flags & SYN:
+                _challenge(connection, now)  # but its sender may know nothing of this connection
+            return False
         if receiver.is_old(stamp[0], now):
             _challenge(connection, now, always=bool(segment.payload))
             return False
-    if not receiver.accepts(seq, segment.length):
+    # A reset counts by its number alone (RFC 5961 section 3.2), whatever the window (MUST-66).
+    if not receiver.accepts(seq, 0 if resets else segment.length):
         if resets:
             return False
         if stamp is not None and connection.stamps and seq + segment.length == receiver.nxt:
@@ -225,6 +228,19 @@ def _check_fin(connection: "Connection", segment: "Segment", seq: int, now: floa
         after = connection.change(Event.FIN)
         if after is State.TIME_WAIT:
             connection.time_wait_at = now + TIME_WAIT
+
+
+def may_follow(connection: "Connection", segment: "Segment") -> bool:
+    """Whether a segment begins a connection after one in TIME-WAIT: a SYN later than all of it.
+
+    That is known by its timestamp or, where that says nothing, by its number (RFC 6191).
+    """
+    if segment.flags & (SYN | ACK | RST) != SYN:
+        return False
+    receiver, stamp = connection.receiver, segment.timestamp
+    if stamp is not None and connection.stamps and stamp[0] != receiver.stamp:
+        return is_before(receiver.stamp, stamp[0])
+    return is_before(receiver.nxt & MASK, segment.seq)
 
 
 def _challenge(connection: "Connection", now: float, *, always: bool = False) -> None:

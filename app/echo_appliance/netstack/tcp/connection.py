@@ -172,12 +172,12 @@ class Connection:
         """Close both directions: nobody reads any more (RFC 9293 section 3.6.1, SHLD-3).
 
         Data that come then, or have not been read, are answered by a reset.  The peer's FIN has
-        ORPHAN_TIMEOUT, or a peer that keeps silent would keep the connection for ever.
+        ORPHAN_TIMEOUT, its closed window the user time-out: else it could keep us for ever.
         """
         if self.readable:
             self.abort()
             return
-        self.orphaned = True
+        self.orphaned = self.sender.orphaned = True
         self.close()
         self.limit_orphan(now)
 

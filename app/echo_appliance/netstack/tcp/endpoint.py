@@ -15,6 +15,7 @@ from heapq import heapify, heappop, heappush
 from ..seq import MASK, is_before
 from ..wire.ip import is_group
 from ..wire.tcp import ACK, RST, SYN, Segment
+from .arrival import may_follow
 from .connection import Connection
 from .listener import Listener
 from .secrets import Key, Secrets
@@ -152,17 +153,14 @@ class Endpoint:
     def receive(self, remote: bytes, local: bytes, segment: Segment, now: float) -> None:
         """Take a segment whose checksum was verified.  Borrows its payload until it returns."""
         key = (remote, segment.source_port, local, segment.destination_port)
-        connection = self.connections.get(key)
+        connection, past = self.connections.get(key), 0
+        if connection is not None and connection.state is State.TIME_WAIT:
+            past = self._make_way(connection, segment)
         if connection is not None and connection.state is State.CLOSED:
             # By a segment of the same batch: its application is yet to be told, at to_send().
             del self.connections[key]
             connection = None
         if connection is None:
-            self._receive_unknown(key, segment, now)
-            return
-        if connection.state is State.TIME_WAIT and self._is_reincarnation(connection, segment):
-            self._forget(connection)
-            past = connection.sender.nxt + _PAST_OLD_NUMBERS
             self._receive_unknown(key, segment, now, past)
             return
         connection.receive(segment, now)
@@ -249,15 +247,13 @@ class Endpoint:
         if connection.state is not State.CLOSED:
             listener.on_open(connection)
 
-    def _is_reincarnation(self, old: Connection, segment: Segment) -> bool:
-        """Whether a SYN may take the place of a connection in TIME-WAIT (MAY-2, RFC 6191)."""
-        if segment.flags & (SYN | ACK | RST) != SYN:
-            return False
-        if self._listener(old.local, old.local_port) is None:
-            return False
-        if segment.timestamp is not None and old.stamps:
-            return is_before(old.receiver.stamp, segment.timestamp[0])
-        return is_before(old.receiver.nxt & MASK, segment.seq)
+    def _make_way(self, old: Connection, segment: Segment) -> int:
+        """End one in TIME-WAIT for a SYN (MAY-2); return where its numbers are to begin, or 0."""
+        if self._listener(old.local, old.local_port) is None or not may_follow(old, segment):
+            return 0
+        old.end(None)
+        self._changed[old] = None  # of its end, its application is told in any case
+        return old.sender.nxt + _PAST_OLD_NUMBERS
 
     def _refuse(self, key: Key, segment: Segment, now: float) -> None:
         self.count("no such connection")

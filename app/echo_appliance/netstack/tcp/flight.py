@@ -9,15 +9,24 @@ one that was *sent* later has *arrived*, and a quarter of a round trip has passe
 since.  Counting three duplicate ACKs, as RFC 5681 does, takes every reordering
 for a loss, and finds no loss at all in the last three segments of a reply.
 Without SACK there is nothing to see but duplicate ACKs, so they are counted then.
+
+A peer chooses how many records there are, and each of its ACKs may ask which of them are
+lost.  So that question never looks at all of them: what was sent once lies in the order
+of sending anyway, what was sent again is kept in it beside, and the first that may still
+be under way ends the search.  Nor do blocks that say the same again: what has arrived side by
+side becomes one record.
 """
 
-from bisect import bisect_left, bisect_right
-from operator import attrgetter
+from bisect import bisect_left, bisect_right, insort
+from operator import attrgetter, itemgetter
 
 from .settings import DUPLICATE_THRESHOLD, NEVER
 
 _start = attrgetter("start")
 _end = attrgetter("end")
+_when = itemgetter(0, 1)
+
+_STALE_ENTRIES = 64  # of what was sent again, that may be beside one for each record
 
 
 class Sent:
@@ -30,7 +39,7 @@ class Sent:
         self.end = end
         self.at = at
         self.again = False  # sent more than once: its round trip is ambiguous (Karn)
-        self.sacked = False
+        self.sacked = 0  # segments in it that are known to have arrived: all or none
         self.lost = False  # believed lost, and not sent again since
 
 
@@ -38,8 +47,9 @@ class Flight:
     """Records in order of position.  Counters are octets."""
 
     __slots__ = (
-        "_delivered_at", "_delivered_end", "_delivered_in", "_highest", "assumed", "lost",
-        "mss", "octets", "patience", "records", "reordered", "sacked", "shortest",
+        "_delivered_at", "_delivered_end", "_delivered_in", "_highest", "_lost_from",
+        "_open_from", "_resent", "assumed", "lost", "mss", "octets", "patience", "records",
+        "reordered", "sacked", "shortest",
     )  # fmt: skip
 
     def __init__(self, mss: int) -> None:
@@ -57,6 +67,11 @@ class Flight:
         self._delivered_end = 0
         self._delivered_in = 0.0
         self._highest = 0  # the end of what was selectively acknowledged
+        self._open_from = 0  # all before was sent again, has arrived, or is lost
+        self._lost_from = 0  # nothing before is lost
+        # What was sent again, in the order of that: when, where it began, the record.  An entry
+        # may be out of date: _is_over().
+        self._resent: list[tuple[float, int, Sent]] = []
 
     @property
     def pipe(self) -> int:
@@ -82,7 +97,11 @@ class Flight:
                 self._uncount(record)
             self.octets -= record.end - record.start
         del records[:gone]
-        if not records or records[0].start >= una:
+        if not records:
+            if self._resent:
+                self._resent.clear()
+            return
+        if records[0].start >= una:
             return
         if quiet:
             self.octets -= una - records[0].start
@@ -90,6 +109,9 @@ class Flight:
         else:
             self._split(0, una)
             self.acknowledge(una, now)
+
+    def _segments_of(self, record: Sent) -> int:
+        return -((record.start - record.end) // self.mss)
 
     def _uncount(self, record: Sent) -> None:
         if record.sacked:
@@ -124,19 +146,30 @@ class Flight:
             self._cut_at(end, up=False)
             low = bisect_left(records, start, key=_start)
             high = bisect_right(records, end, key=_end)
-            for record in records[low:high]:
-                if not record.sacked:
-                    self._select(record, now)
+            if low < high:
+                self._select(low, high, now)
             highest = max(highest, end)
         self._highest = highest  # only now: what one ACK tells of has no order
         return self.sacked > before
 
-    def _select(self, record: Sent, now: float) -> None:
-        self._arrived(record, now)
-        self._uncount(record)
-        record.lost = False
-        record.sacked = True
-        self.sacked += record.end - record.start
+    def _select(self, low: int, high: int, now: float) -> None:
+        """Mark these records, and make one of them and of what has arrived beside them."""
+        records = self.records
+        for record in records[low:high]:
+            if not record.sacked:
+                self._arrived(record, now)
+                self._uncount(record)
+                record.lost = False
+                record.sacked = self._segments_of(record)
+                self.sacked += record.end - record.start
+        if low and records[low - 1].sacked:
+            low -= 1
+        if high < len(records) and records[high].sacked:
+            high += 1
+        if high - low > 1:
+            records[low].end = records[high - 1].end
+            records[low].sacked = sum(record.sacked for record in records[low:high])
+            del records[low + 1 : high]
 
     def _cut_at(self, position: int, *, up: bool) -> None:
         """Make a border between records at the position, or where a segment begins nearby.
@@ -154,29 +187,66 @@ class Flight:
     def _split(self, at: int, position: int) -> None:
         record = self.records[at]
         rest = Sent(position, record.end, record.at)
-        rest.again, rest.sacked, rest.lost = record.again, record.sacked, record.lost
+        rest.again, rest.lost = record.again, record.lost
         record.end = position
+        if record.sacked:
+            rest.sacked = self._segments_of(rest)
+            record.sacked = max(1, record.sacked - rest.sacked)
         self.records.insert(at + 1, rest)
+        if rest.again:
+            self._note_resent(rest)
 
     def find_lost(self, now: float, round_trip: float, recovering: bool) -> float:
         """Mark what must be lost by now; return when to look again (RFC 8985 section 6.2).
 
         `round_trip` is the smoothed one, 0 where it is not known yet.
         """
-        window = self._reordering_window(round_trip, recovering)
+        wait = self._delivered_in + self._reordering_window(round_trip, recovering)
+        soonest = self._find_lost_once(now, wait)
+        return min(soonest, self._find_lost_again(now, wait))
+
+    def _find_lost_once(self, now: float, wait: float) -> float:
+        """The same for what was sent once."""
+        records = self.records
         newest = (self._delivered_at, self._delivered_end)
-        again_at = NEVER
-        for record in self.records:
+        for at in range(bisect_left(records, self._open_from, key=_start), len(records)):
+            record = records[at]
+            if record.again or record.sacked or record.lost:
+                continue
+            self._open_from = record.start
             if (record.at, record.end) >= newest:
-                if not record.again:
-                    break  # all that follow were sent later still
-            elif not record.sacked and not record.lost:
-                due = record.at + self._delivered_in + window
-                if due <= now:
-                    self._lose(record)
-                else:
-                    again_at = min(again_at, due)
-        return again_at
+                return NEVER
+            if record.at + wait > now:
+                return record.at + wait
+            self._lose(record)
+        if records:
+            self._open_from = records[-1].end
+        return NEVER
+
+    def _find_lost_again(self, now: float, wait: float) -> float:
+        """The same for what was sent again."""
+        resent = self._resent
+        newest = (self._delivered_at, self._delivered_end)
+        while resent:
+            at, _, record = resent[0]
+            if not self._is_over(at, record):
+                if (at, record.end) >= newest:
+                    return NEVER
+                if at + wait > now:
+                    return at + wait
+                self._lose(record)
+            del resent[0]
+        return NEVER
+
+    def _is_over(self, at: float, record: Sent) -> bool:
+        """Whether what was sent again at that time has arrived, is lost, or was sent once more."""
+        return (
+            record.at != at
+            or record.sacked > 0
+            or record.lost
+            or not self.records
+            or record.end <= self.records[0].start
+        )
 
     def _reordering_window(self, round_trip: float, recovering: bool) -> float:
         if not self.reordered and (recovering or self._has_gap_of(DUPLICATE_THRESHOLD)):
@@ -186,15 +256,15 @@ class Flight:
     def _has_gap_of(self, segments: int) -> bool:
         """Whether so many segments have arrived past one that has not."""
         for record in self.records:
-            if record.sacked:  # a peer that joins segments (GRO) tells of several at once
-                segments -= -((record.start - record.end) // self.mss)
-                if segments <= 0:
-                    return True
+            segments -= record.sacked
+            if segments <= 0:
+                return True
         return False
 
     def _lose(self, record: Sent) -> None:
         record.lost = True
         self.lost += record.end - record.start
+        self._lost_from = min(self._lost_from, record.start)
 
     def lose_first(self) -> None:
         """Mark the first segment: three duplicate ACKs, or a partial one, say so (RFC 6582).
@@ -217,7 +287,7 @@ class Flight:
         self.assumed = 0
         if self.records and self.records[0].sacked:
             for record in self.records:
-                record.sacked = False
+                record.sacked = 0
             self.sacked = 0
         for record in self.records:
             if not record.lost and not record.sacked:
@@ -235,11 +305,16 @@ class Flight:
         for record in self.records:
             record.lost = False
         self.lost = 0
+        self._open_from = 0
+        self._list_resent()
 
     def next_lost(self, most: int) -> Sent | None:
         """Return the first record to send again, cut to `most` octets; None if there is none."""
-        for at, record in enumerate(self.records):
+        records = self.records
+        for at in range(bisect_left(records, self._lost_from, key=_start), len(records)):
+            record = records[at]
             if record.lost:
+                self._lost_from = record.start
                 if record.end - record.start > most:
                     self._split(at, record.start + most)
                 return record
@@ -264,3 +339,13 @@ class Flight:
             self.lost -= record.end - record.start
         record.again = True
         record.at = now
+        self._note_resent(record)
+
+    def _note_resent(self, record: Sent) -> None:
+        insort(self._resent, (record.at, record.start, record), key=_when)
+        if len(self._resent) > 2 * len(self.records) + _STALE_ENTRIES:
+            self._list_resent()  # most is out of date, and a peer could have it grow for ever
+
+    def _list_resent(self) -> None:
+        again = [one for one in self.records if one.again and not (one.sacked or one.lost)]
+        self._resent = sorted(((one.at, one.start, one) for one in again), key=_when)

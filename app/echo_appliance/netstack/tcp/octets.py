@@ -41,6 +41,20 @@ class Stream:
             self._starts.append(self.end)
         self.end += len(octets)
 
+    def join(self, other: "Stream") -> None:
+        """Put another stream at the end, where it begins; it is part of this one from then on.
+
+        Nothing of it may have been discarded.  However many pieces it has, none is looked at but
+        the first: what a peer has put into it costs nothing a second time.
+        """
+        pieces, starts = other._chunks, other._starts
+        if self._chunks and len(self._chunks[-1]) + len(pieces[0]) <= JOIN_BELOW:
+            self._chunks[-1] += pieces[0]
+            pieces, starts = pieces[1:], starts[1:]
+        self._chunks += pieces
+        self._starts += starts
+        self.end = other.end
+
     def discard_before(self, position: int) -> None:
         """Forget everything before the position."""
         if position >= self.end:

@@ -55,8 +55,7 @@ class Reassembly:
             island, followers = Stream(start), touched
         for follower in followers:
             _extend(island, start, payload, follower.start)
-            for piece in follower.pieces():
-                island.append(bytes(piece))
+            island.join(follower)
         _extend(island, start, payload, start + len(payload))
         return island
 

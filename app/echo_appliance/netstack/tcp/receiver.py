@@ -121,8 +121,9 @@ class Receiver:
         if self.islands:
             self.ack_now = True  # likewise: a gap was filled
             for piece in self.islands.take(self.nxt):
-                self.queue.append(bytes(piece))
-                self.nxt += len(piece)
+                room = len(piece) if self.fin is None else max(0, self.fin - self.nxt)
+                self.queue.append(bytes(piece[:room]))  # a FIN that came later ends it, too
+                self.nxt += min(len(piece), room)
 
     def reach_fin(self) -> bool:
         """Whether the peer's FIN is next; if so, it is taken."""

@@ -20,9 +20,9 @@ class Recovery:
     """The state of one connection's losses.  It decides; what is sent is the sender's."""
 
     __slots__ = (
-        "_ambiguous_since", "_duplicates", "_must_repeat", "_repeated_at", "_timed_at",
-        "_timed_end", "after_timeout", "congestion", "end", "flight", "look_at", "round_trip",
-        "selective",
+        "_ambiguous_since", "_duplicates", "_must_repeat", "_recovered", "_repeated_at",
+        "_timed_at", "_timed_end", "after_timeout", "congestion", "end", "flight", "look_at",
+        "round_trip", "selective",
     )  # fmt: skip
 
     def __init__(self, mss: int, algorithm: str) -> None:
@@ -34,6 +34,7 @@ class Recovery:
         self.after_timeout = False  # and a time-out began it
         self.look_at = NEVER  # when to look for losses again: what may be late has time until then
         self._duplicates = 0  # duplicate ACKs in a row
+        self._recovered = -1  # where the last one ended: duplicates from there may be its own
         self._must_repeat = False  # a recovery began: the first lost segment goes out at once
         self._repeated_at: float | None = None  # when it did, until an ACK tells if it had to
         self._timed_end: int | None = None  # one segment per round trip is timed (RFC 6298)
@@ -115,17 +116,24 @@ class Recovery:
 
     def _progress(self, una: int, echo_at: float | None) -> None:
         """Go on with a recovery, or end it."""
-        flight, repeated_at = self.flight, self._repeated_at
-        if repeated_at is not None and echo_at is not None and echo_at < repeated_at:
-            flight.forgive()
+        if self._was_needless(echo_at):
+            self.flight.forgive()
             self.congestion.undo()
             self._finish()
         elif self.end is not None and una >= self.end:
+            self._recovered = self.end
             self._finish()
         else:
             self._repeated_at = None
-            if not self.selective:
-                flight.lose_first()  # a partial ACK: the next one is missing too (RFC 6582)
+            if not (self.selective or self.after_timeout):  # then, all counts as lost already
+                self.flight.lose_first()  # a partial ACK: the next one is missing too (RFC 6582)
+
+    def _was_needless(self, echo_at: float | None) -> bool:
+        """Whether what is answered was sent before anything was sent again (RFC 3522)."""
+        if self._repeated_at is None or echo_at is None:
+            return False
+        # Timestamps are rounded down: what was sent again may seem to be up to one unit older.
+        return echo_at + CLOCK_GRANULARITY < self._repeated_at
 
     def duplicate(self, nxt: int, mss: int, now: float) -> None:
         """An ACK came once more, with nothing new: something overtook (RFC 5681)."""
@@ -134,7 +142,9 @@ class Recovery:
             return  # it answers nothing of ours (RFC 5681 section 2), or SACK tells more
         self._duplicates += 1
         flight.assumed = min(self._duplicates * mss, max(0, flight.octets - mss))
-        if self._duplicates == DUPLICATE_THRESHOLD and self.end is None:
+        if self._duplicates != DUPLICATE_THRESHOLD or self.end is not None:
+            return
+        if flight.records[0].start > self._recovered:  # RFC 6582 section 3.2, step 2
             flight.lose_first()
             self._begin(nxt, now)
 

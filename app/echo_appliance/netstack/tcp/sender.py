@@ -33,10 +33,11 @@ class Sender:
     """Our half of a connection.  The names `una`, `nxt` and `window` are the RFC's SND.UNA etc."""
 
     __slots__ = (
-        "_limit", "_nagle", "_probe", "_reopened_at", "_small_end", "_tail_next", "_tried_at",
-        "_updated_by", "burst", "burst_limit", "congestion", "fin", "flight", "iss", "max_window",
-        "mss", "nxt", "queue", "recovery", "retransmit_at", "round_trip", "scale", "stalled_at",
-        "syn_flags", "una", "urgent", "window",
+        "_beyond", "_limit", "_nagle", "_probe", "_reopened_at", "_reopened_when", "_small_end",
+        "_tail_next", "_tried_at", "_updated_by", "burst", "burst_limit", "congestion", "fin",
+        "flight", "iss", "max_window", "mss", "nxt", "orphaned", "queue", "recovery",
+        "retransmit_at", "round_trip", "scale", "stalled_at", "syn_flags", "una", "urgent",
+        "window",
     )  # fmt: skip
 
     def __init__(self, iss: int, mss: int, settings: "Settings") -> None:
@@ -52,6 +53,7 @@ class Sender:
         self.burst_limit = 0
         self.queue = Stream(iss + 1)
         self.fin: int | None = None  # where our FIN is, once the application has closed
+        self.orphaned = False  # nobody waits for what becomes of it
         self.urgent = iss  # urgent data ends here
         self.recovery = Recovery(mss, settings.congestion)
         self.flight = self.recovery.flight
@@ -66,7 +68,9 @@ class Sender:
         self._small_end = iss  # the end of the last segment that was not full
         self._tail_next = False  # the timer was set for a tail probe
         self._probe = ""  # what the timer found to be due: "", "window" or "tail"
+        self._beyond = iss  # the end of what was sent without regard to the peer's window
         self._reopened_at = -1  # `una` when a window opened again over what was in flight
+        self._reopened_when = -NEVER
 
     # -- the application's side ----------------------------------------------
 
@@ -125,9 +129,13 @@ class Sender:
         """The position for a segment without data: `nxt`, but none that the peer's window excludes.
 
         A probe of a zero window takes `nxt` beyond the window: an ACK from there would be thrown
-        away, and with it our acknowledgment of what the peer sends.
+        away, and with it our acknowledgment of what the peer sends.  So it would from before what
+        the peer has taken, where its scale has rounded the window down (RFC 7323 section 2.4).
         """
-        return min(self.nxt, max(self.una + self.window, self.iss + 1))
+        edge = self.una + self.window
+        if self.nxt - edge < 1 << self.scale and self._beyond <= self.una:
+            return self.nxt
+        return min(self.nxt, max(edge, self.iss + 1))
 
     def send(self, now: float, emit: "Emit") -> None:
         """Emit all that may be sent now."""
@@ -218,6 +226,8 @@ class Sender:
         if self.nxt == self.fin and (room > 0 or not self.flight.octets):
             emit(self.nxt, ACK | FIN, b"")
             self._sent(self.nxt, self.nxt + 1, now)
+            if room <= 0:
+                self._beyond = self.nxt
 
     def _sent(self, start: int, end: int, now: float) -> None:
         self.recovery.sent(start, end, now)
@@ -255,14 +265,17 @@ class Sender:
         most = min(waiting, self._most, self.mss)
         if not self.flight.records and waiting > 0:
             # One octet at least, whatever the window (MUST-36); all of a small window.
-            size = max(1, min(most, self.una + self.window - self.nxt))
-            self._send_piece(self.nxt, size, now, emit)
+            room = self.una + self.window - self.nxt
+            self._send_piece(self.nxt, max(1, min(most, room)), now, emit)
+            if room <= 0:
+                self._beyond = self.nxt
         elif tail and waiting > 0 and self.una + self.window - self.nxt >= most:
             self._send_piece(self.nxt, most, now, emit)
         elif tail and self.flight.records:
             self._repeat(self.flight.last(self.queue.end), now, emit)
         elif self.flight.records:
             self._emit_first_octet(emit)
+            self.recovery.repeated(now)
         self._tail_next = False
         self.retransmit_at = now + self.round_trip.rto
 
@@ -279,13 +292,15 @@ class Sender:
         if self._updated_by > (seq, ack):
             return
         self._updated_by = (seq, ack)
-        if not window:
+        if not window and not self.orphaned:
             self.stalled_at = now  # it lives: probe on, for as long as it answers
         if window > self.window == 0 and self.flight.octets and self.una != self.iss:
             # What was sent into the closed window was thrown away: do not wait for the timer.
-            # But once only, or a peer could have all of it, with two ACKs, as often as it likes.
-            if self._reopened_at != self.una:
-                self._reopened_at = self.una
+            # But once per octet and round trip, or a peer could have all of it, with two ACKs, as
+            # often as it likes.
+            soonest = self._reopened_when + (self.round_trip.smoothed or 0.0)
+            if self._reopened_at != self.una and now >= soonest:
+                self._reopened_at, self._reopened_when = self.una, now
                 self.flight.lose_all()
             self.round_trip.progressed()
         self.window = window
@@ -310,7 +325,8 @@ class Sender:
 
     def duplicate(self, now: float) -> None:
         """An ACK came for `una` once more, with nothing new in it."""
-        self.recovery.duplicate(self.nxt, self.mss, now)
+        if self.window:  # else it answers a probe, and tells of no loss
+            self.recovery.duplicate(self.nxt, self.mss, now)
 
     # -- time ------------------------------------------------------------------
 

@@ -16,11 +16,14 @@ DONT_FRAGMENT = 0x4000
 MORE_FRAGMENTS = 0x2000
 OFFSET_MASK = 0x1FFF
 
+_END_OF_OPTIONS, _NO_OPERATION = 0, 1
+_SOURCE_ROUTES = (131, 137)  # loose and strict
+
 _HEADER = struct.Struct("!BBHHHBBH4s4s")
 
 
 class Packet:
-    """One packet, or one fragment of it.  Options are skipped; a router would need them."""
+    """One packet, or one fragment of it.  Options are in `header`; a router would need them."""
 
     __slots__ = (
         "addresses", "destination", "flags_and_offset", "header", "identification", "payload",
@@ -83,6 +86,24 @@ def parse(octets: memoryview) -> Packet:
         source, destination, protocol, octets[header_size:length], ttl=ttl,
         identification=identification, flags_and_offset=flags_and_offset, header=header,
     )  # fmt: skip
+
+
+def check_options(header: memoryview) -> None:
+    """Raise ParseError where a packet was led here by a source route, or its options do not fit.
+
+    Linux refuses them likewise: with one, a stranger can have answers to a forged source.
+    """
+    at = HEADER_SIZE
+    while at < len(header) and header[at] != _END_OF_OPTIONS:
+        if header[at] == _NO_OPERATION:
+            at += 1
+            continue
+        length = header[at + 1] if at + 1 < len(header) else 0
+        if length < 2 or at + length > len(header):
+            raise ParseError("ipv4-bad-option")
+        if header[at] in _SOURCE_ROUTES:
+            raise ParseError("ipv4-source-route")
+        at += length
 
 
 def serialize_header(packet: Packet, payload_size: int) -> bytes:

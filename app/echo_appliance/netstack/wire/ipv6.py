@@ -25,6 +25,8 @@ _HEADER = struct.Struct("!IHBB16s16s")
 _FRAGMENT = struct.Struct("!BBHI")
 FRAGMENT_SIZE = _FRAGMENT.size
 
+_PAD1 = 0  # the only option without a length; all that we know may be skipped
+
 # RFC 8504 section 5.3 lets hosts limit the chain; attackers' chains are long, others' are not.
 _EXTENSIONS_LIMIT = 8
 
@@ -34,7 +36,7 @@ class Packet:
 
     __slots__ = (
         "addresses", "destination", "header", "hop_limit", "identification", "more_follow",
-        "offset", "payload", "pointer", "protocol", "source",
+        "offset", "payload", "pointer", "protocol", "source", "unknown_option",
     )  # fmt: skip
 
     def __init__(
@@ -58,6 +60,7 @@ class Packet:
         self.identification = -1  # of the whole that it is a fragment of
         self.offset = 0
         self.more_follow = False
+        self.unknown_option = 0  # where the first is that is not to be skipped (section 4.2)
 
     @property
     def is_fragment(self) -> bool:
@@ -109,6 +112,20 @@ def _skip_extensions(packet: Packet, octets: memoryview, start: int) -> int:
 
 
 def _skip_options(packet: Packet, octets: memoryview, start: int) -> int:
+    end, at = _skip_header(packet, octets, start), start + 2
+    while at < end:
+        if octets[at] == _PAD1:
+            at += 1
+            continue
+        if at + 2 > end or at + 2 + octets[at + 1] > end:
+            raise ParseError("ipv6-bad-extension")
+        if octets[at] >> 6 and not packet.unknown_option:
+            packet.unknown_option = at
+        at += 2 + octets[at + 1]
+    return end
+
+
+def _skip_header(packet: Packet, octets: memoryview, start: int) -> int:
     if start + 8 > len(octets):
         raise ParseError("ipv6-bad-extension")
     end = start + 8 + octets[start + 1] * 8
@@ -119,7 +136,7 @@ def _skip_options(packet: Packet, octets: memoryview, start: int) -> int:
 
 
 def _skip_routing(packet: Packet, octets: memoryview, start: int) -> int:
-    end = _skip_options(packet, octets, start)
+    end = _skip_header(packet, octets, start)
     if octets[start + 3]:  # segments left: we would have to forward it, which hosts do not
         raise ParseError("ipv6-source-route")
     return end
