@@ -9,17 +9,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from echo_appliance.dispatch.config import Compiled
 from echo_appliance.dispatch.layout import (
+    FIXED_BITS,
+    HOSTS_IN_USE,
+    KEY_BITS,
+    PORT_BITS,
     RECORD,
     RECORDS_IN_USE,
+    U32,
+    U64,
+    VALUE,
     add_all,
+    carried_hits,
     count_bindings,
     keys,
+    own_key,
     pack_value,
     sizes,
     unpack,
 )
 from echo_appliance.dispatch.model import (
+    ADDRESS_BITS,
     Binding,
     blocks,
     difference,
@@ -28,6 +39,7 @@ from echo_appliance.dispatch.model import (
     parse_ports,
     winner,
 )
+from echo_appliance.dispatch.status import binding_data
 from echo_appliance.errors import ParseError
 
 ports = st.integers(0, 65535)
@@ -120,8 +132,86 @@ def test_sizes_name_every_block_of_a_binding(binding: Binding) -> None:
     plain = [key for key in found if not key[4] & RECORD]
     assert len(found) == (len(plain) + 1 if len(plain) > 1 else 1)
     assert bool(used[binding.kind] & RECORDS_IN_USE) == (len(plain) > 1)
-    for low, high in blocks(binding.low, binding.high):
-        assert used[binding.kind] & (high - low + 1)
+    if binding.prefix == ADDRESS_BITS[binding.family]:
+        assert used[binding.kind] & ~RECORDS_IN_USE == HOSTS_IN_USE
+    else:
+        expected = sum({high - low + 1 for low, high in blocks(binding.low, binding.high)})
+        assert used[binding.kind] & ~RECORDS_IN_USE == expected
+
+
+def looked_up(table: dict[bytes, bytes], kind: int, address: bytes, port: int) -> bytes | None:
+    """Find what dispatch.bpf.c finds, by its steps, in a trie that is a dict of bits and octets."""
+    whole = FIXED_BITS + len(address) * 8
+    trie = {(bits, mask(key[4:], bits)): value for key, value in table.items()
+            for bits in U32.unpack_from(key)}  # fmt: skip
+
+    def longest(block: int, bits: int) -> bytes | None:
+        octets = (kind << 24 | block).to_bytes(4, "big") + address + port.to_bytes(2, "big")
+        octets = octets.ljust(KEY_BITS // 8, b"\0")
+        found = (trie.get((length, mask(octets, length))) for length in range(bits, -1, -1))
+        return next((value for value in found if value is not None), None)
+
+    def rank(value: bytes) -> tuple[int, int, int]:
+        _, _, low, high, prefix, _ = VALUE.unpack(value)
+        return prefix, low - high, low
+
+    used = sizes(table)[kind]
+    host = longest(0, whole + PORT_BITS) if used & HOSTS_IN_USE else None
+    if host is not None:
+        return host
+    in_use = [1 << bit for bit in range(17) if used & 1 << bit]
+    found = [longest(2 * (port & -size) + size, whole) for size in in_use]
+    return max((value for value in found if value is not None), key=rank, default=None)
+
+
+few_hosts = st.integers(0, 1).map(lambda last: (0, bytes([192, 0, 2, last]), 32))
+few_networks = st.one_of(few_hosts, few_hosts, st.just((0, bytes([192, 0, 2, 0]), 31)))
+near_ports = st.one_of(st.integers(0, 40), st.sampled_from([1000, 65535]))
+near_ranges = st.one_of(
+    st.sampled_from([(0, 65535), (0, 15), (8, 15), (16, 31)]),
+    st.tuples(near_ports, near_ports).map(lambda pair: (min(pair), max(pair))),
+    st.tuples(st.integers(0, 40), st.just(5)).map(lambda pair: (pair[0], sum(pair))),
+)
+neighbours = st.builds(
+    Binding, st.sampled_from(["a", "b"]), st.just("tcp"), few_networks, near_ranges
+)
+
+
+@given(st.lists(neighbours, max_size=8, unique_by=lambda one: one.place))
+def test_a_table_gives_each_packet_to_the_winner(listed: list[Binding]) -> None:
+    table: dict[bytes, bytes] = {}
+    add_all(table, ((one, pack_value(one, number)) for number, one in enumerate(listed)))
+    addresses = [bytes([192, 0, 2, last]) for last in range(3)]
+    for address in addresses:
+        for port in (*range(48), 999, 1000, 1001, 65535):
+            won = winner(listed, 0, address, port)
+            value = looked_up(table, 0, address, port)
+            found = None if value is None else listed[VALUE.unpack(value)[1]]
+            assert found == won
+    # Hits of whatever key go to the binding that its value names.
+    assert {own_key(key, value) for key, value in table.items()} == {keys(one)[0] for one in listed}
+    hit = [(key, U64.pack(1) + value[8:]) for key, value in table.items()]
+    carried = carried_hits(hit, table)
+    assert sum(U64.unpack_from(value)[0] for value in carried.values()) == len(table)
+
+
+either = st.lists(st.one_of(neighbours, bindings()), max_size=8, unique_by=lambda one: one.place)
+
+
+@given(either.filter(lambda listed: all(one.high for one in listed)))  # a file has no port 0
+def test_a_file_leads_to_the_table_of_its_bindings(listed: list[Binding]) -> None:
+    numbers = {"a": 1, "b": 7}
+    table: dict[bytes, bytes] = {}
+    add_all(table, ((one, pack_value(one, numbers[one.label])) for one in listed))
+    taken: dict[bytes, bytes] = {}
+
+    def take(keys: list[bytes], values: list[bytes]) -> None:
+        taken.update(zip(keys, values, strict=True))
+
+    compiled = Compiled(numbers.__getitem__)
+    compiled.compile_entries([binding_data(one) for one in listed], take, 2)
+    assert taken == compiled.table == table
+    assert compiled.sizes == sizes(table)
 
 
 @given(st.lists(bindings(), max_size=6), st.lists(bindings(), max_size=6))
