@@ -181,13 +181,21 @@ def put_in_force(dispatcher: Dispatcher, trie: int, used: list[int], source: byt
     """Let packets meet this trie from now on.  Takes the descriptor."""
     settings = dispatcher.settings()
     settings.source = bytes(32)
-    settings.sizes = [old | new for old, new in zip(settings.sizes, used, strict=True)]
+    before = settings.sizes
+    settings.sizes = [old | new for old, new in zip(before, used, strict=True)]
     settings.local_ports = read_local_ports()  # which may be others by now
     dispatcher.write_settings(settings)
+    if any(old not in (0, new) for old, new in zip(before, settings.sizes, strict=True)):
+        # A packet that has read the old sizes, and the pointer not yet, must not meet the new trie.
+        # Writing the pointer, here to the same trie, waits for those on their way (Linux 5.0).
+        _point_to(dispatcher, dispatcher.trie())
     dispatcher.adopt("trie", trie)
-    pointer = U32.pack(trie)
-    libbpf.update(dispatcher.descriptor("bindings"), ZERO, pointer, "bindings")
+    _point_to(dispatcher, trie)
     dispatcher.settle("trie")
     settings.sizes = used
     settings.source = source
     dispatcher.write_settings(settings)
+
+
+def _point_to(dispatcher: Dispatcher, trie: int) -> None:
+    libbpf.update(dispatcher.descriptor("bindings"), ZERO, U32.pack(trie), "bindings")
