@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from echo_appliance.dispatch.config import Compiled
 from echo_appliance.dispatch.layout import (
     FIXED_BITS,
-    HOSTS_IN_USE,
     KEY_BITS,
     PORT_BITS,
+    PORT_LAST,
     RECORD,
     RECORDS_IN_USE,
     U32,
@@ -132,8 +132,9 @@ def test_sizes_name_every_block_of_a_binding(binding: Binding) -> None:
     plain = [key for key in found if not key[4] & RECORD]
     assert len(found) == (len(plain) + 1 if len(plain) > 1 else 1)
     assert bool(used[binding.kind] & RECORDS_IN_USE) == (len(plain) > 1)
-    if binding.prefix == ADDRESS_BITS[binding.family]:
-        assert used[binding.kind] & ~RECORDS_IN_USE == HOSTS_IN_USE
+    whole = binding.prefix == ADDRESS_BITS[binding.family]
+    if whole or (binding.low, binding.high) == (0, 65535):
+        assert used[binding.kind] & ~RECORDS_IN_USE == PORT_LAST
     else:
         expected = sum({high - low + 1 for low, high in blocks(binding.low, binding.high)})
         assert used[binding.kind] & ~RECORDS_IN_USE == expected
@@ -156,16 +157,21 @@ def looked_up(table: dict[bytes, bytes], kind: int, address: bytes, port: int) -
         return prefix, low - high, low
 
     used = sizes(table)[kind]
-    host = longest(0, whole + PORT_BITS) if used & HOSTS_IN_USE else None
-    if host is not None:
-        return host
-    in_use = [1 << bit for bit in range(17) if used & 1 << bit]
-    found = [longest(2 * (port & -size) + size, whole) for size in in_use]
+    found = [longest(0, whole + PORT_BITS) if used & PORT_LAST else None]
+    if found[0] is not None and VALUE.unpack(found[0])[4] == len(address) * 8:
+        return found[0]
+    in_use = [1 << bit for bit in range(16) if used & 1 << bit]
+    found += [longest(2 * (port & -size) + size, whole) for size in in_use]
     return max((value for value in found if value is not None), key=rank, default=None)
 
 
 few_hosts = st.integers(0, 1).map(lambda last: (0, bytes([192, 0, 2, last]), 32))
-few_networks = st.one_of(few_hosts, few_hosts, st.just((0, bytes([192, 0, 2, 0]), 31)))
+shorter = st.sampled_from([31, 24, 0])
+few_networks = st.one_of(
+    few_hosts,
+    few_hosts,
+    shorter.map(lambda prefix: (0, mask(bytes([192, 0, 2, 0]), prefix), prefix)),
+)
 near_ports = st.one_of(st.integers(0, 40), st.sampled_from([1000, 65535]))
 near_ranges = st.one_of(
     st.sampled_from([(0, 65535), (0, 15), (8, 15), (16, 31)]),

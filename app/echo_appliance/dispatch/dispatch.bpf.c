@@ -6,11 +6,11 @@
  * Which binding wins, model.py says in Python; tests compare the two.
  *
  * How the cost stays independent of the number of bindings: a range of ports is cut into
- * aligned blocks of 2^n ports, which are prefixes of a port.  Keys of a host, all of whose
- * address counts, end in the port: one LPM lookup finds the smallest block.  Other keys begin
- * with the block: a packet's port lies in one of each of the 17 sizes, and one lookup per size
- * that is in use finds, for it, the longest prefix.  Blocks that several bindings of a prefix
- * share are settled when they are written.  The maps' layout is layout.py's, too, and numbered there.
+ * aligned blocks of 2^n ports, which are prefixes of a port.  Keys of one address, or of all
+ * ports, end in the port: one LPM lookup finds the smallest block of this very address, or else
+ * the longest prefix.  Other keys begin with the block: a packet's port lies in one of each of
+ * the 16 sizes, and one lookup per size that is in use finds, for it, the longest prefix.  Blocks
+ * that bindings of one prefix share are settled when they are written.  layout.py numbers all this.
  */
 #include <linux/bpf.h>
 #include <bpf/bpf_endian.h>
@@ -18,12 +18,12 @@
 
 enum { AF_INET = 2, AF_INET6 = 10, IPPROTO_TCP = 6, IPPROTO_UDP = 17 };
 
-#define SIZES 17 /* blocks of 2^0 to 2^16 ports */
+#define SIZES 16 /* blocks of 2^0 to 2^15 ports; those of 2^16 need no size */
 #define KINDS 4 /* (TCP, UDP) x (IPv4, IPv6) */
 #define DESTINATIONS 1024 /* labels */
 #define SLOTS 32 /* sockets of one label and kind */
 #define FIXED_BITS 32 /* of a key, before its address: always compared whole */
-#define HOSTS_IN_USE (1 << 30) /* in sizes */
+#define PORT_LAST (1 << 30) /* in sizes: there are keys that end in the port */
 #define ON_MISS_PASS 1 /* flag: without a live socket: normal lookup instead of a drop */
 #define SPARE_LOCAL 2 /* flag: leave their ports to local clients */
 
@@ -36,8 +36,7 @@ struct binding {
 	__u64 hits;
 	__u32 destination;
 	__u16 low, high; /* of the range, which may have more blocks */
-	__u8 prefix;
-	__u8 flags;
+	__u8 prefix, flags;
 	__u8 zero[6];
 };
 
@@ -108,11 +107,12 @@ static __always_inline struct binding *find(void *trie, struct key *key, __u32 k
 {
 	struct binding *best = NULL, *found;
 
-	if (sizes & HOSTS_IN_USE) {
+	if (sizes & PORT_LAST) {
 		key->octets[0] = be64(kind, address);
-		if ((found = bpf_map_lookup_elem(trie, &key->bits)))
-			return found; /* no prefix is longer, and its key holds the winner */
-		sizes ^= HOSTS_IN_USE;
+		best = bpf_map_lookup_elem(trie, &key->bits);
+		if (best && best->prefix + FIXED_BITS + 16 == key->bits)
+			return best; /* no prefix is longer, and its key holds the winner */
+		sizes ^= PORT_LAST;
 	}
 	key->bits -= 16; /* the port is in front now */
 	for (int turn = 0; turn < SIZES && sizes; turn++) {
@@ -195,7 +195,7 @@ static __always_inline int dispatch(struct bpf_sk_lookup *ctx, const _Bool expla
 		explained.found = 0;
 	kind = (ctx->protocol == IPPROTO_UDP) << 1 | (ctx->family == AF_INET6);
 	sizes = (kind & 2 ? udp_sizes : tcp_sizes) >> 32 * (kind & 1);
-	sizes &= (1 << SIZES) - 1 | HOSTS_IN_USE;
+	sizes &= (1 << SIZES) - 1 | PORT_LAST;
 	if (!sizes || !(trie = bpf_map_lookup_elem(&bindings, &(__u32){0})))
 		return SK_PASS;
 	if (!(kind & 1)) {

@@ -10,11 +10,13 @@ more than one block also has a record: a key that no packet looks up.
 An aligned block is a prefix of the port.  So the keys of one address, a host,
 end in the port, and one lookup finds the smallest block with this port.  It
 must therefore hold the winner among all ranges of the host that it lies in.
+What is bound to all ports of a shorter prefix is found by the same lookup,
+where the host has nothing: nothing of the port counts in its key.
 """
 
 import struct
 
-from .model import ADDRESS_BITS, PROTOCOLS, Binding, blocks
+from .model import ADDRESS_BITS, ALL_PORTS, PROTOCOLS, Binding, blocks
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ FIXED_BITS = 32  # of a block's key, before its address
 RECORD_BITS = 64  # the same of a record's key
 RECORD = 0x80  # added to the kind in the key of a record
 PORT_BITS = 16
-HOSTS_IN_USE = 1 << 30  # in sizes[kind], beside the bits of block sizes, which hosts' have none of
+PORT_LAST = 1 << 30  # in sizes[kind], beside the bits of block sizes, for keys that end in the port
 RECORDS_IN_USE = 1 << 31  # the same
 
 ON_MISS_PASS = 1
@@ -37,8 +39,8 @@ SPARE_LOCAL = 2
 U32 = struct.Struct("=I")
 U64 = struct.Struct("=Q")
 # bits (host order, by the kernel's struct bpf_lpm_trie_key), kind, block: 2 * its first port +
-# the number of its ports, of which the lowest bit that is set tells the size; address.  A host's
-# has 0 for the block, and after the address the port, of which bits tells how much of it counts.
+# the number of its ports, of which the lowest bit that is set tells the size; address.  That of a
+# host or of all ports has 0 for the block, and the port last: bits tells how much of it counts.
 KEY = struct.Struct("=IB3s20s")
 KEY_BITS = 192  # at most
 # bits, kind and RECORD, 0, first port, last port, address
@@ -67,7 +69,7 @@ def pack_key(binding: Binding, low: int, high: int) -> bytes:
 
 def _pack_key(kind: int, prefix: int, low: int, high: int, address: bytes) -> bytes:
     bits, size = FIXED_BITS + prefix, size_bit(low, high)
-    if prefix < ADDRESS_BITS[kind & 1]:
+    if prefix < ADDRESS_BITS[kind & 1] and (low, high) != ALL_PORTS:
         return KEY.pack(bits, kind, (2 * low + size).to_bytes(3, "big"), address)
     bits += PORT_BITS + 1 - size.bit_length()
     return KEY.pack(bits, kind, bytes(3), address + low.to_bytes(2, "big"))
@@ -148,8 +150,11 @@ def _value_rank(value: bytes) -> tuple[int, int]:
 
 
 def _host(key: bytes) -> bytes:
-    """Return kind and address of a key that ends in the port; nothing of others."""
-    return b"" if key[4] & RECORD or any(key[5:8]) else key[4 : 8 + ADDRESS_BITS[key[4] & 1] // 8]
+    """Return kind and address of a host's key; nothing of others."""
+    bits = ADDRESS_BITS[key[4] & 1]
+    if key[4] & RECORD or U32.unpack_from(key)[0] < FIXED_BITS + bits:
+        return b""
+    return key[4 : 8 + bits // 8]
 
 
 def own_key(key: bytes, value: bytes) -> bytes:
@@ -187,7 +192,7 @@ def sizes(table: "Iterable[bytes]") -> list[int]:
         if part[0] & RECORD:
             found[part[0] & ~RECORD] |= RECORDS_IN_USE
         else:
-            found[part[0]] |= block_size(bytes(4) + part) if any(part[1:]) else HOSTS_IN_USE
+            found[part[0]] |= block_size(bytes(4) + part) if any(part[1:]) else PORT_LAST
     return found
 
 
@@ -218,7 +223,8 @@ def block_size(key: bytes) -> int:
     """Return how many ports the block of a key has, of which the first 8 octets tell it."""
     if block := int.from_bytes(key[5:8], "big"):
         return block & -block
-    return 1 << FIXED_BITS + ADDRESS_BITS[key[4] & 1] + PORT_BITS - int(U32.unpack_from(key)[0])
+    spare = FIXED_BITS + ADDRESS_BITS[key[4] & 1] + PORT_BITS - int(U32.unpack_from(key)[0])
+    return 1 << min(spare, PORT_BITS)
 
 
 def size_bit(low: int, high: int) -> int:

@@ -160,7 +160,7 @@ def test_packets_that_know_the_old_sizes_only_are_waited_for(
     """
     host = Binding("web", "tcp", (0, bytes([127, 1, 0, 1]), 32))
     other = Binding("web", "tcp", (0, bytes([127, 1, 0, 2]), 32))
-    network = Binding("web", "tcp", (0, bytes([127, 1, 0, 0]), 24))
+    network = Binding("web", "tcp", (0, bytes([127, 1, 0, 0]), 24), (80, 80))
     written: list[str] = []
     update = libbpf.update
 
