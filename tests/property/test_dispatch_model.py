@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
@@ -140,29 +141,36 @@ def test_sizes_name_every_block_of_a_binding(binding: Binding) -> None:
         assert used[binding.kind] & ~RECORDS_IN_USE == expected
 
 
-def looked_up(table: dict[bytes, bytes], kind: int, address: bytes, port: int) -> bytes | None:
-    """Find what dispatch.bpf.c finds, by its steps, in a trie that is a dict of bits and octets."""
-    whole = FIXED_BITS + len(address) * 8
+def lookup_in(table: dict[bytes, bytes], kind: int) -> Callable[[bytes, int], bytes | None]:
+    """Return the lookup of dispatch.bpf.c, step by step, in a trie that is a dict."""
     trie = {(bits, mask(key[4:], bits)): value for key, value in table.items()
             for bits in U32.unpack_from(key)}  # fmt: skip
+    lengths = sorted({bits for bits, _ in trie}, reverse=True)
+    used = sizes(table)[kind]
 
-    def longest(block: int, bits: int) -> bytes | None:
-        octets = (kind << 24 | block).to_bytes(4, "big") + address + port.to_bytes(2, "big")
+    def longest(octets: bytes, bits: int) -> bytes | None:
         octets = octets.ljust(KEY_BITS // 8, b"\0")
-        found = (trie.get((length, mask(octets, length))) for length in range(bits, -1, -1))
+        found = (trie.get((length, mask(octets, length))) for length in lengths if length <= bits)
         return next((value for value in found if value is not None), None)
 
     def rank(value: bytes) -> tuple[int, int, int]:
         _, _, low, high, prefix, _ = VALUE.unpack(value)
         return prefix, low - high, low
 
-    used = sizes(table)[kind]
-    found = [longest(0, whole + PORT_BITS) if used & PORT_LAST else None]
-    if found[0] is not None and VALUE.unpack(found[0])[4] == len(address) * 8:
-        return found[0]
-    in_use = [1 << bit for bit in range(16) if used & 1 << bit]
-    found += [longest(2 * (port & -size) + size, whole) for size in in_use]
-    return max((value for value in found if value is not None), key=rank, default=None)
+    def look_up(address: bytes, port: int) -> bytes | None:
+        whole = FIXED_BITS + len(address) * 8
+        found = None
+        if used & PORT_LAST:
+            octets = bytes([kind, 0, 0, 0]) + address + port.to_bytes(2, "big")
+            found = longest(octets, whole + PORT_BITS)
+            if found is not None and VALUE.unpack(found)[4] == len(address) * 8:
+                return found
+        in_use = [1 << bit for bit in range(16) if used & 1 << bit]
+        starts = ((kind << 24 | 2 * (port & -size) + size).to_bytes(4, "big") for size in in_use)
+        others = [longest(start + address, whole) for start in starts]
+        return max((one for one in (found, *others) if one is not None), key=rank, default=None)
+
+    return look_up
 
 
 few_hosts = st.integers(0, 1).map(lambda last: (0, bytes([192, 0, 2, last]), 32))
@@ -187,11 +195,12 @@ neighbours = st.builds(
 def test_a_table_gives_each_packet_to_the_winner(listed: list[Binding]) -> None:
     table: dict[bytes, bytes] = {}
     add_all(table, ((one, pack_value(one, number)) for number, one in enumerate(listed)))
+    look_up = lookup_in(table, 0)
     addresses = [bytes([192, 0, 2, last]) for last in range(3)]
     for address in addresses:
         for port in (*range(48), 999, 1000, 1001, 65535):
             won = winner(listed, 0, address, port)
-            value = looked_up(table, 0, address, port)
+            value = look_up(address, port)
             found = None if value is None else listed[VALUE.unpack(value)[1]]
             assert found == won
     # Hits of whatever key go to the binding that its value names.
