@@ -115,22 +115,33 @@ def range_keys(ranges: "list[tuple[Binding, bytes]]", table: Table) -> Table:
     Table has all other bindings, of which none loses its only key to a range: it is narrower.
     """
     found: Table = {}
+    hosts: dict[bytes, set[bytes]] = {}  # the keys of each that has ranges
+    shared = set()  # those of them that have more than one binding
     for binding, value in ranges:
-        for key in keys(binding):
+        own = keys(binding)
+        if host := _host(own[1]):
+            if host in hosts:
+                shared.add(host)
+            hosts.setdefault(host, set()).update(own[1:])
+        for key in own:
             present = found.get(key) or table.get(key)
             if present is None or _value_rank(present) <= _value_rank(value):
                 found[key] = value
-    hosts = {_host(key) for key in found} - {b""}
-    if hosts:
-        _inherit(found, [key for key in (*found, *table) if _host(key) in hosts], table)
+    starts = {host[:8] for host in hosts}  # which cost less to look up, for each of a million
+    for key in table if hosts else ():
+        if key[4:12] in starts and (host := _host(key)) in hosts:
+            shared.add(host)
+            hosts[host].add(key)
+    for host in shared:
+        _inherit(found, hosts[host], table)
     return found
 
 
-def _inherit(found: Table, of_hosts: list[bytes], table: Table) -> None:
-    """Let the block of a host have the winner of all blocks that it lies in."""
+def _inherit(found: Table, of_host: set[bytes], table: Table) -> None:
+    """Let each block of a host have the winner of all blocks that it lies in."""
     spans = []
-    for key in of_hosts:
-        first = int.from_bytes(key[4:], "big")  # address and port in one number
+    for key in of_host:
+        first = int.from_bytes(key[4:], "big")  # the port counts, all before it is alike
         last = first | (1 << KEY_BITS - U32.unpack_from(key)[0]) - 1
         spans.append((first, -last, key))
     around: list[tuple[int, bytes]] = []
