@@ -221,7 +221,8 @@ def count_bindings(batches: "Iterable[tuple[bytes, bytes]]") -> dict[tuple[int, 
         highs = ports[7 :: VALUE.size // 2].tolist()
         rows = zip(kinds, destinations, lows, highs, strict=True)
         for index, (kind, destination, low, high) in enumerate(rows):
-            if low != high and not kind & RECORD:
+            # A port, or all ports, has one key, and lends its value to no other.
+            if 0 < high - low < ALL_PORTS[1] and not kind & RECORD:
                 start = index * KEY.size
                 if block_size(some_keys[start : start + 8]) != size_bit(low, high):
                     continue  # one block of several: the record counts
