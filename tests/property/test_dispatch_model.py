@@ -32,6 +32,7 @@ from echo_appliance.dispatch.layout import (
 )
 from echo_appliance.dispatch.model import (
     ADDRESS_BITS,
+    ALL_PORTS,
     Binding,
     blocks,
     difference,
@@ -51,7 +52,7 @@ ranges = st.tuples(ports, ports).map(lambda pair: (min(pair), max(pair)))
 def networks(draw: st.DrawFn) -> tuple[int, bytes, int]:
     family = draw(st.integers(0, 1))
     octets = (4, 16)[family]
-    prefix = draw(st.integers(0, octets * 8))
+    prefix = draw(st.one_of(st.just(octets * 8), st.integers(0, octets * 8)))
     return family, mask(draw(st.binary(min_size=octets, max_size=octets)), prefix), prefix
 
 
@@ -60,7 +61,8 @@ def bindings(draw: st.DrawFn) -> Binding:
     protocol = draw(st.sampled_from(["tcp", "udp"]))
     label = draw(st.sampled_from(["a", "b"]))
     options = draw(st.booleans()), draw(st.booleans())
-    return Binding(label, protocol, draw(networks()), draw(ranges), *options)
+    ports = draw(st.one_of(st.just(ALL_PORTS), ranges))
+    return Binding(label, protocol, draw(networks()), ports, *options)
 
 
 @given(ranges)
@@ -134,7 +136,7 @@ def test_sizes_name_every_block_of_a_binding(binding: Binding) -> None:
     assert len(found) == (len(plain) + 1 if len(plain) > 1 else 1)
     assert bool(used[binding.kind] & RECORDS_IN_USE) == (len(plain) > 1)
     whole = binding.prefix == ADDRESS_BITS[binding.family]
-    if whole or (binding.low, binding.high) == (0, 65535):
+    if whole or (binding.low, binding.high) == ALL_PORTS:
         assert used[binding.kind] & ~RECORDS_IN_USE == PORT_LAST
     else:
         expected = sum({high - low + 1 for low, high in blocks(binding.low, binding.high)})
