@@ -174,11 +174,12 @@ def own_key(key: bytes, value: bytes) -> bytes:
     That of its only block, or its record; any of its keys and its value tell it.
     """
     _, _, low, high, prefix, _ = VALUE.unpack(value)
-    size = size_bit(low, high)
-    if key[4] & RECORD or block_size(key) == size:
+    width = high - low + 1
+    if key[4] & RECORD or block_size(key) == width:
         return key
     _, kind, _, address = KEY.unpack(key)
-    pack = _pack_record_key if size & size - 1 or low & size - 1 else _pack_key
+    is_block = not (width & width - 1 or low & width - 1)
+    pack = _pack_key if is_block else _pack_record_key
     return pack(kind, prefix, low, high, address[: ADDRESS_BITS[kind & 1] // 8])
 
 

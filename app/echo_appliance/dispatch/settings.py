@@ -2,7 +2,7 @@
 
 from .layout import LAYOUT, SETTINGS
 
-_ONE = 0xFFFFFFFF  # half of two families' sizes
+_IPV4 = 0xFFFFFFFF  # its half of a protocol's sizes; the upper is IPv6's
 
 
 class Settings:
@@ -13,7 +13,7 @@ class Settings:
     def __init__(self, octets: bytes) -> None:
         layout, low, high, tcp, udp, source, capacity = SETTINGS.unpack(octets)
         self.layout = layout
-        self.sizes = [tcp & _ONE, tcp >> 32, udp & _ONE, udp >> 32]  # of each kind
+        self.sizes = [tcp & _IPV4, tcp >> 32, udp & _IPV4, udp >> 32]  # of each kind
         self.local_ports = (low, high)
         self.source = source  # digest of the file in force; zeroes: unknown
         self.capacity = capacity
