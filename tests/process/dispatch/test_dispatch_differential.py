@@ -103,6 +103,22 @@ def test_dispatch_model_and_kernel_agree_on_every_port_of_overlapping_ranges(
         agree()
 
 
+@pytest.mark.parametrize("family", [0, 1], ids=["ipv4", "ipv6"])
+def test_dispatch_kernel_knows_every_size_of_block(space: Space, family: int) -> None:
+    address = (bytes([127, 1, 0, 2]), bytes([0x20, 0x01, 0x0D, 0xB8, *bytes(11), 2]))[family]
+    with space.dispatcher() as dispatcher:
+        for prefix in (31 + 96 * family, 32 + 96 * family):
+            for size in (1 << bit for bit in range(17)):
+                low, high = 65536 - size, 65535
+                control.replace(
+                    dispatcher, [Binding("a", "tcp", (family, address, prefix), (low, high))]
+                )
+                for port in {low, high, max(low - 1, 0)}:
+                    found = ask_kernel(dispatcher, Packet(family, address, port)).winner
+                    expected = (prefix, low, high) if port >= low else None
+                    assert (found and found[:3]) == expected
+
+
 def test_dispatch_one_by_one_and_all_at_once_lead_to_the_same(space: Space) -> None:
     """bind and unbind, in place or rebuilt, against the model of what should be there."""
     with space.dispatcher() as dispatcher:
