@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from echo_appliance.dispatch.config import Compiled
 from echo_appliance.dispatch.layout import (
+    FIXED_BITS,
+    KEY_BITS,
+    PORT_BITS,
+    PORT_LAST,
     RECORD,
     RECORDS_IN_USE,
+    U32,
+    U64,
+    VALUE,
     add_all,
+    carried_hits,
     count_bindings,
     keys,
+    own_key,
     pack_value,
     sizes,
     unpack,
 )
 from echo_appliance.dispatch.model import (
+    ADDRESS_BITS,
+    ALL_PORTS,
     Binding,
     blocks,
     difference,
@@ -28,6 +41,7 @@ from echo_appliance.dispatch.model import (
     parse_ports,
     winner,
 )
+from echo_appliance.dispatch.status import binding_data
 from echo_appliance.errors import ParseError
 
 ports = st.integers(0, 65535)
@@ -38,7 +52,7 @@ ranges = st.tuples(ports, ports).map(lambda pair: (min(pair), max(pair)))
 def networks(draw: st.DrawFn) -> tuple[int, bytes, int]:
     family = draw(st.integers(0, 1))
     octets = (4, 16)[family]
-    prefix = draw(st.integers(0, octets * 8))
+    prefix = draw(st.one_of(st.just(octets * 8), st.integers(0, octets * 8)))
     return family, mask(draw(st.binary(min_size=octets, max_size=octets)), prefix), prefix
 
 
@@ -47,7 +61,8 @@ def bindings(draw: st.DrawFn) -> Binding:
     protocol = draw(st.sampled_from(["tcp", "udp"]))
     label = draw(st.sampled_from(["a", "b"]))
     options = draw(st.booleans()), draw(st.booleans())
-    return Binding(label, protocol, draw(networks()), draw(ranges), *options)
+    ports = draw(st.one_of(st.just(ALL_PORTS), ranges))
+    return Binding(label, protocol, draw(networks()), ports, *options)
 
 
 @given(ranges)
@@ -120,8 +135,100 @@ def test_sizes_name_every_block_of_a_binding(binding: Binding) -> None:
     plain = [key for key in found if not key[4] & RECORD]
     assert len(found) == (len(plain) + 1 if len(plain) > 1 else 1)
     assert bool(used[binding.kind] & RECORDS_IN_USE) == (len(plain) > 1)
-    for low, high in blocks(binding.low, binding.high):
-        assert used[binding.kind] & (high - low + 1)
+    whole = binding.prefix == ADDRESS_BITS[binding.family]
+    if whole or (binding.low, binding.high) == ALL_PORTS:
+        assert used[binding.kind] & ~RECORDS_IN_USE == PORT_LAST
+    else:
+        expected = sum({high - low + 1 for low, high in blocks(binding.low, binding.high)})
+        assert used[binding.kind] & ~RECORDS_IN_USE == expected
+
+
+def lookup_in(table: dict[bytes, bytes], kind: int) -> Callable[[bytes, int], bytes | None]:
+    """Return the lookup of dispatch.bpf.c, step by step, in a trie that is a dict."""
+    trie = {(bits, mask(key[4:], bits)): value for key, value in table.items()
+            for bits in U32.unpack_from(key)}  # fmt: skip
+    lengths = sorted({bits for bits, _ in trie}, reverse=True)
+    used = sizes(table)[kind]
+
+    def longest(octets: bytes, bits: int) -> bytes | None:
+        octets = octets.ljust(KEY_BITS // 8, b"\0")
+        found = (trie.get((length, mask(octets, length))) for length in lengths if length <= bits)
+        return next((value for value in found if value is not None), None)
+
+    def rank(value: bytes) -> tuple[int, int, int]:
+        _, _, low, high, prefix, _ = VALUE.unpack(value)
+        return prefix, low - high, low
+
+    def look_up(address: bytes, port: int) -> bytes | None:
+        whole = FIXED_BITS + len(address) * 8
+        found = None
+        if used & PORT_LAST:
+            octets = bytes([kind, 0, 0, 0]) + address + port.to_bytes(2, "big")
+            found = longest(octets, whole + PORT_BITS)
+            if found is not None and VALUE.unpack(found)[4] == len(address) * 8:
+                return found
+        in_use = [1 << bit for bit in range(16) if used & 1 << bit]
+        starts = ((kind << 24 | 2 * (port & -size) + size).to_bytes(4, "big") for size in in_use)
+        others = [longest(start + address, whole) for start in starts]
+        return max((one for one in (found, *others) if one is not None), key=rank, default=None)
+
+    return look_up
+
+
+few_hosts = st.integers(0, 1).map(lambda last: (0, bytes([192, 0, 2, last]), 32))
+shorter = st.sampled_from([31, 24, 0])
+few_networks = st.one_of(
+    few_hosts,
+    few_hosts,
+    shorter.map(lambda prefix: (0, mask(bytes([192, 0, 2, 0]), prefix), prefix)),
+)
+near_ports = st.one_of(st.integers(0, 40), st.sampled_from([1000, 65535]))
+near_ranges = st.one_of(
+    st.sampled_from([(0, 65535), (0, 15), (8, 15), (16, 31)]),
+    st.tuples(near_ports, near_ports).map(lambda pair: (min(pair), max(pair))),
+    st.tuples(st.integers(0, 40), st.just(5)).map(lambda pair: (pair[0], sum(pair))),
+)
+neighbours = st.builds(
+    Binding, st.sampled_from(["a", "b"]), st.just("tcp"), few_networks, near_ranges
+)
+
+
+@given(st.lists(neighbours, max_size=8, unique_by=lambda one: one.place))
+def test_a_table_gives_each_packet_to_the_winner(listed: list[Binding]) -> None:
+    table: dict[bytes, bytes] = {}
+    add_all(table, ((one, pack_value(one, number)) for number, one in enumerate(listed)))
+    look_up = lookup_in(table, 0)
+    addresses = [bytes([192, 0, 2, last]) for last in range(3)]
+    for address in addresses:
+        for port in (*range(48), 999, 1000, 1001, 65535):
+            won = winner(listed, 0, address, port)
+            value = look_up(address, port)
+            found = None if value is None else listed[VALUE.unpack(value)[1]]
+            assert found == won
+    # Hits of whatever key go to the binding that its value names.
+    assert {own_key(key, value) for key, value in table.items()} == {keys(one)[0] for one in listed}
+    hit = [(key, U64.pack(1) + value[8:]) for key, value in table.items()]
+    carried = carried_hits(hit, table)
+    assert sum(U64.unpack_from(value)[0] for value in carried.values()) == len(table)
+
+
+either = st.lists(st.one_of(neighbours, bindings()), max_size=8, unique_by=lambda one: one.place)
+
+
+@given(either.filter(lambda listed: all(one.high for one in listed)))  # a file has no port 0
+def test_a_file_leads_to_the_table_of_its_bindings(listed: list[Binding]) -> None:
+    numbers = {"a": 1, "b": 7}
+    table: dict[bytes, bytes] = {}
+    add_all(table, ((one, pack_value(one, numbers[one.label])) for one in listed))
+    taken: dict[bytes, bytes] = {}
+
+    def take(keys: list[bytes], values: list[bytes]) -> None:
+        taken.update(zip(keys, values, strict=True))
+
+    compiled = Compiled(numbers.__getitem__)
+    compiled.compile_entries([binding_data(one) for one in listed], take, 2)
+    assert taken == compiled.table == table
+    assert compiled.sizes == sizes(table)
 
 
 @given(st.lists(bindings(), max_size=6), st.lists(bindings(), max_size=6))

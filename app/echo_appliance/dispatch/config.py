@@ -18,7 +18,7 @@ shape is all of an entry but its prefix.
 from socket import AF_INET, inet_pton
 
 from ..errors import ParseError
-from .layout import KINDS, Table, keys, pack_value, sizes, unpack, value_rank
+from .layout import KINDS, Table, keys, pack_value, range_keys, sizes, unpack
 from .model import (
     ADDRESS_BITS,
     PROTOCOLS,
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     Entry = dict[str, object]
 
 _KEYS = frozenset(("label", "prefix", "port", "protocol", "on-miss", "ephemeral"))
-_PADDING = (bytes(16), bytes(4))  # what follows the address in a key
 _TOO_LONG = "a number has thousands of digits"  # int() refuses those
 _IPV4_BITS = {str(bits): bits for bits in range(33)}
 
@@ -89,10 +88,11 @@ class _Row:
     def __init__(self, bindings: list[Binding], number: int) -> None:
         self.family, self.prefix = bindings[0].family, bindings[0].prefix
         self.host_bits = (1 << ADDRESS_BITS[self.family] - self.prefix) - 1
-        self.tail = _PADDING[self.family]
         self.values = [pack_value(one, number) for one in bindings]
-        # Of one block, as nearly all are: the octets of the key before the address.
-        self.head = [keys(one)[0][:8] for one in bindings]
+        # Of one block, as nearly all are: the octets of the key before the address, and after it.
+        own = [keys(one)[0] for one in bindings]
+        self.head = [key[:8] for key in own]
+        self.tail = own[0][8 + ADDRESS_BITS[self.family] // 8 :]
         self.ranges = len(list(blocks(bindings[0].low, bindings[0].high))) > 1
 
 
@@ -138,8 +138,8 @@ class _Shape:
     def sizes(self) -> list[int]:
         """Return the sizes of blocks that the shape's bindings use."""
         found = [0] * KINDS
-        for family, _ in self._rows:
-            one = (family, bytes(ADDRESS_BITS[family] // 8), 0)
+        for family, prefix in self._rows:
+            one = (family, bytes(ADDRESS_BITS[family] // 8), prefix)
             used = sizes([key for binding in self.bindings(one) for key in keys(binding)])
             found = [old | new for old, new in zip(found, used, strict=True)]
         return found
@@ -245,12 +245,7 @@ class Compiled:
         self, shapes: "dict[tuple[object, ...], _Shape]"
     ) -> tuple[list[bytes], list[bytes]]:
         """Add ranges of several blocks, where no narrower one is, and sum up the sizes."""
-        rest: Table = {}
-        for binding, value in self._wide:
-            for key in keys(binding):
-                present = rest.get(key) or self.table.get(key)
-                if present is None or value_rank(present) <= value_rank(value):
-                    rest[key] = value
+        rest = range_keys(self._wide, self.table)
         self.table.update(rest)
         for shape in shapes.values():
             used = shape.sizes()

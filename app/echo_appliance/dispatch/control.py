@@ -10,7 +10,6 @@ from ..errors import SetupError, say
 from . import libbpf
 from .labels import Labels, read_counters
 from .layout import (
-    FIXED_BITS,
     KEY,
     KINDS,
     RECORDS_IN_USE,
@@ -23,7 +22,6 @@ from .layout import (
     keys,
     pack_key,
     pack_value,
-    size_bit,
     sizes,
     unpack,
 )
@@ -71,7 +69,7 @@ def _refuse(why: str | None) -> None:
 def _bind_in_place(dispatcher: Dispatcher, settings: Settings, binding: Binding) -> bool:
     """Write the only key of a binding that shares it with no other."""
     key = pack_key(binding, binding.low, binding.high)
-    present = lookup_exact(dispatcher, key)
+    present = _lookup(dispatcher, key, binding)
     if present is not None:
         labels = {number: row[0] for number, row in dispatcher.destinations().items()}
         [entry] = unpack([(key, present)], labels)
@@ -80,7 +78,7 @@ def _bind_in_place(dispatcher: Dispatcher, settings: Settings, binding: Binding)
     number = Labels(dispatcher).number(binding.label)
     forget_source(dispatcher, settings)
     # First the size, then the key: a size too many costs time, one too few a binding.
-    settings.sizes[binding.kind] |= size_bit(binding.low, binding.high)
+    settings.sizes[binding.kind] |= sizes([key])[binding.kind]
     dispatcher.write_settings(settings)
     try:
         libbpf.update(dispatcher.trie(), key, pack_value(binding, number), str(binding))
@@ -96,12 +94,11 @@ def full(settings: Settings) -> SetupError:
     )
 
 
-def lookup_exact(dispatcher: Dispatcher, key: bytes) -> bytes | None:
-    """Return the value of this very key: the kernel answers with the longest prefix."""
+def _lookup(dispatcher: Dispatcher, key: bytes, binding: Binding) -> bytes | None:
+    """Return the value of a binding's only key: the kernel answers with the longest prefix."""
     value = libbpf.lookup(dispatcher.trie(), key, VALUE.size)
-    if value is None or VALUE.unpack(value)[4] != KEY.unpack(key)[0] - FIXED_BITS:
-        return None
-    return value
+    place = (binding.low, binding.high, binding.prefix)
+    return None if value is None or VALUE.unpack(value)[2:5] != place else value
 
 
 def unbind(dispatcher: Dispatcher, binding: Binding) -> None:
@@ -109,7 +106,7 @@ def unbind(dispatcher: Dispatcher, binding: Binding) -> None:
     settings = dispatcher.settings()
     if len(keys(binding)) == 1 and not settings.sizes[binding.kind] & RECORDS_IN_USE:
         key = pack_key(binding, binding.low, binding.high)
-        value = lookup_exact(dispatcher, key)
+        value = _lookup(dispatcher, key, binding)
         labels = {number: row[0] for number, row in dispatcher.destinations().items()}
         if value is None or labels.get(VALUE.unpack(value)[1]) != binding.label:
             raise _not_bound(binding)
@@ -184,13 +181,21 @@ def put_in_force(dispatcher: Dispatcher, trie: int, used: list[int], source: byt
     """Let packets meet this trie from now on.  Takes the descriptor."""
     settings = dispatcher.settings()
     settings.source = bytes(32)
-    settings.sizes = [old | new for old, new in zip(settings.sizes, used, strict=True)]
+    before = settings.sizes
+    settings.sizes = [old | new for old, new in zip(before, used, strict=True)]
     settings.local_ports = read_local_ports()  # which may be others by now
     dispatcher.write_settings(settings)
+    if any(old not in (0, new) for old, new in zip(before, settings.sizes, strict=True)):
+        # A packet that has read the old sizes, and the pointer not yet, must not meet the new trie.
+        # Writing the pointer, here to the same trie, waits for those on their way (Linux 5.0).
+        _point_to(dispatcher, dispatcher.trie())
     dispatcher.adopt("trie", trie)
-    pointer = U32.pack(trie)
-    libbpf.update(dispatcher.descriptor("bindings"), ZERO, pointer, "bindings")
+    _point_to(dispatcher, trie)
     dispatcher.settle("trie")
     settings.sizes = used
     settings.source = source
     dispatcher.write_settings(settings)
+
+
+def _point_to(dispatcher: Dispatcher, trie: int) -> None:
+    libbpf.update(dispatcher.descriptor("bindings"), ZERO, U32.pack(trie), "bindings")

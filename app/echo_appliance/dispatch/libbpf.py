@@ -130,8 +130,10 @@ class Loaded:
             raise
 
     def _map(self, name: str) -> int:
-        found: int = _lib.bpf_object__find_map_by_name(self._object, name.encode())
-        return found
+        find = _lib.bpf_object__find_map_by_name
+        found: int | None = find(self._object, name.encode())
+        # A variable in a section of its own is a map, too.
+        return found or int(find(self._object, f".data.{name}".encode()) or 0)
 
     def map(self, name: str) -> int:
         """Return the descriptor of a map (borrowed)."""

@@ -2,6 +2,8 @@
 
 from .layout import LAYOUT, SETTINGS
 
+_IPV4 = 0xFFFFFFFF  # its half of a protocol's sizes; the upper is IPv6's
+
 
 class Settings:
     """The value of the settings map."""
@@ -9,18 +11,18 @@ class Settings:
     __slots__ = ("capacity", "layout", "local_ports", "sizes", "source")
 
     def __init__(self, octets: bytes) -> None:
-        layout, *sizes, low, high, source, capacity = SETTINGS.unpack(octets)
+        layout, low, high, tcp, udp, source, capacity = SETTINGS.unpack(octets)
         self.layout = layout
-        self.sizes = sizes
+        self.sizes = [tcp & _IPV4, tcp >> 32, udp & _IPV4, udp >> 32]  # of each kind
         self.local_ports = (low, high)
         self.source = source  # digest of the file in force; zeroes: unknown
         self.capacity = capacity
 
     def pack(self) -> bytes:
         """Return it as the kernel has it."""
-        return SETTINGS.pack(
-            self.layout, *self.sizes, *self.local_ports, self.source, self.capacity
-        )
+        tcp4, tcp6, udp4, udp6 = self.sizes
+        sizes = (tcp4 | tcp6 << 32, udp4 | udp6 << 32)
+        return SETTINGS.pack(self.layout, *self.local_ports, *sizes, self.source, self.capacity)
 
 
 def new_settings(capacity: int) -> Settings:

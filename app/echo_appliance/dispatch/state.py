@@ -17,7 +17,7 @@ import os
 
 from ..errors import SetupError
 from . import libbpf
-from .layout import DESTINATION, KEY, LAYOUT, SETTINGS, U32, VALUE, count_bindings
+from .layout import DESTINATION, KEY, KINDS, LAYOUT, SETTINGS, U32, VALUE, count_bindings
 from .place import Place, give_to_owner
 from .settings import Settings
 
@@ -85,9 +85,8 @@ class Dispatcher:
 
     def _check_known(self) -> None:
         _, _, octets, _ = libbpf.map_info(self.descriptor("settings"))
-        layout = LAYOUT
-        if octets == SETTINGS.size:
-            layout = self.settings().layout
+        first = libbpf.lookup(self.descriptor("settings"), ZERO, octets) or ZERO
+        layout = U32.unpack_from(first)[0]
         if octets != SETTINGS.size or layout != LAYOUT:
             raise SetupError(
                 f"the dispatcher in {self.place.path} is of another version (layout {layout}, "
@@ -220,14 +219,14 @@ class Dispatcher:
         found: dict[int, Row] = {}
         table = (self.descriptor("destinations"), 4, DESTINATION.size, "labels")
         for key, value in libbpf.read_all(*table, nonzero=True):  # a label comes first
-            label, *slots = DESTINATION.unpack(value)
+            label, slots = DESTINATION.unpack(value)
             number = U32.unpack(key)[0]
-            found[number] = (label.rstrip(b"\0").decode(), tuple(slots))
+            found[number] = (label.rstrip(b"\0").decode(), tuple(slots.to_bytes(KINDS, "little")))
         return found
 
     def write_destination(self, number: int, label: str, slots: "tuple[int, ...]") -> None:
         """Give a destination its label, and how many of its slots are looked at."""
-        value = DESTINATION.pack(label.encode(), *slots)
+        value = DESTINATION.pack(label.encode(), int.from_bytes(slots, "little"))
         key = U32.pack(number)
         libbpf.update(self.descriptor("destinations"), key, value, f"label {label}")
 

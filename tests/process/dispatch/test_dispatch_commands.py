@@ -6,6 +6,7 @@ import json
 import os
 import select
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -451,6 +452,22 @@ def test_another_version_of_the_state_is_left_alone(space: Space) -> None:
     for words in (["bind", "a", "tcp", "::1", "1"], ["status"], ["upgrade"]):
         assert "of another version (layout 99" in space.fails(*words)
     space.ok("unload")
+
+
+def test_the_state_of_an_older_layout_is_refused_by_its_number(space: Space) -> None:
+    # Settings as layout 2 had them: an array of one value of 60 octets.
+    [path] = space.pinned()
+    older = libbpf._lib.bpf_map_create(2, b"settings", 4, 60, 1, None)
+    libbpf.update(older, bytes(4), struct.pack("=I4IHH32sI", 2, 1, 0, 0, 0, 1, 2, b"", 99), "it")
+    (path / "settings").unlink()
+    libbpf.pin(older, str(path / "settings"))
+    os.close(older)
+    for words in (["bind", "a", "tcp", "::1", "1"], ["status"], ["upgrade"], ["run", "--once"]):
+        line = space.fails(*words)
+        assert "of another version (layout 2, 60 octets; this is 3," in line
+        assert "or unload and load" in line
+    space.ok("unload")
+    space.ok("load")
 
 
 def test_a_program_that_someone_else_put_there_is_not_touched(space: Space) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from echo_appliance.dispatch import control, libbpf
+from echo_appliance.dispatch.model import Binding
 from tests.process.dispatch.clients import reached
 from tests.process.dispatch.space import Space
 
@@ -147,3 +149,32 @@ def test_killed_unload_is_all_or_nothing(empty: Space) -> None:
 
     empty.ok("load")
     assert sweep(empty, ("unload",), check) > 10
+
+
+def test_packets_that_know_the_old_sizes_only_are_waited_for(
+    space: Space, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A packet reads which sizes are in use, then the pointer to the trie: never old and new.
+
+    Any writing of the pointer, be it to the same trie, waits for packets that are on their way.
+    """
+    host = Binding("web", "tcp", (0, bytes([127, 1, 0, 1]), 32))
+    other = Binding("web", "tcp", (0, bytes([127, 1, 0, 2]), 32))
+    network = Binding("web", "tcp", (0, bytes([127, 1, 0, 0]), 24), (80, 80))
+    written: list[str] = []
+    update = libbpf.update
+
+    def note(descriptor: int, key: bytes, value: bytes, of: str, flags: int = 0) -> None:
+        written.append(of)
+        update(descriptor, key, value, of, flags)
+
+    def replaced_by(binding: Binding) -> list[str]:
+        written.clear()
+        control.replace(dispatcher, [binding])
+        return [of for of in written if of in ("settings", "bindings")]
+
+    with space.dispatcher() as dispatcher:
+        control.replace(dispatcher, [host])
+        monkeypatch.setattr(libbpf, "update", note)
+        assert replaced_by(other) == ["settings", "bindings", "settings"]
+        assert replaced_by(network) == ["settings", "bindings", "bindings", "settings"]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import socket
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -75,14 +76,19 @@ def test_dispatch_model_and_kernel_choose_the_same_binding(space: Space) -> None
         agree()
 
 
-def test_dispatch_model_and_kernel_agree_on_every_port_of_overlapping_ranges(space: Space) -> None:
-    network = (0, bytes([127, 1, 0, 1]), 32)
+@pytest.mark.parametrize("prefix", [31, 32], ids=["prefix", "host"])
+@pytest.mark.parametrize("family", [0, 1], ids=["ipv4", "ipv6"])
+def test_dispatch_model_and_kernel_agree_on_every_port_of_overlapping_ranges(
+    space: Space, family: int, prefix: int
+) -> None:
+    address = (bytes([127, 1, 0, 2]), bytes([0x20, 0x01, 0x0D, 0xB8, *bytes(11), 2]))[family]
+    network = (family, address, prefix + 96 * family)
     widths = st.sampled_from([0, 1, 2, 3, 3, 5, 5, 7, 12])
     ranges = st.tuples(st.integers(1, 30), widths).map(lambda pair: (pair[0], sum(pair)))
     with space.dispatcher() as dispatcher:
 
         @settings(
-            max_examples=120, deadline=None,
+            max_examples=60, deadline=None,
             suppress_health_check=[HealthCheck.function_scoped_fixture],
         )  # fmt: skip
         @given(st.lists(ranges, min_size=2, max_size=6, unique=True))
@@ -90,11 +96,27 @@ def test_dispatch_model_and_kernel_agree_on_every_port_of_overlapping_ranges(spa
             chosen = [Binding("a", "tcp", network, ports) for ports in listed]
             control.replace(dispatcher, chosen)
             for port in range(1, 45):
-                won = winner(chosen, 0, network[1], port)
-                found = ask_kernel(dispatcher, Packet(0, network[1], port)).winner
+                won = winner(chosen, family, address, port)
+                found = ask_kernel(dispatcher, Packet(family, address, port)).winner
                 assert (found and found[1:3]) == (won and (won.low, won.high))
 
         agree()
+
+
+@pytest.mark.parametrize("family", [0, 1], ids=["ipv4", "ipv6"])
+def test_dispatch_kernel_knows_every_size_of_block(space: Space, family: int) -> None:
+    address = (bytes([127, 1, 0, 2]), bytes([0x20, 0x01, 0x0D, 0xB8, *bytes(11), 2]))[family]
+    with space.dispatcher() as dispatcher:
+        for prefix in (31 + 96 * family, 32 + 96 * family):
+            for size in (1 << bit for bit in range(17)):
+                low, high = 65536 - size, 65535
+                control.replace(
+                    dispatcher, [Binding("a", "tcp", (family, address, prefix), (low, high))]
+                )
+                for port in {low, high, max(low - 1, 0)}:
+                    found = ask_kernel(dispatcher, Packet(family, address, port)).winner
+                    expected = (prefix, low, high) if port >= low else None
+                    assert (found and found[:3]) == expected
 
 
 def test_dispatch_one_by_one_and_all_at_once_lead_to_the_same(space: Space) -> None:
