@@ -78,6 +78,20 @@ def test_relay_start_passes_on_what_the_client_has_said_already() -> None:
     assert world.sockets["backend"].sent == b"early"
 
 
+@pytest.mark.parametrize("room", [0, 3])
+def test_relay_start_keeps_what_the_backend_does_not_take_at_once(room: int) -> None:
+    world = World()
+    world.sockets["client"].incoming.append(b"early")
+    world.sockets["backend"].room += [room] if room else []
+    world.relay.start()
+    assert world.watched == {"client": 0, "backend": EPOLLIN | EPOLLOUT}
+    world.sockets["backend"].room.append(ALL)
+    world.event("backend", EPOLLOUT)
+    assert world.sockets["backend"].sent == b"early"
+    assert world.watched == {"client": EPOLLIN, "backend": EPOLLIN}
+    assert not world.ended
+
+
 def test_relay_start_sends_the_head_first() -> None:
     world = World()
     world.sockets["client"].incoming.append(b"octets")

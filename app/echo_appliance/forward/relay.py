@@ -123,6 +123,8 @@ class Side:
 
     def begin(self) -> None:
         """Wait here from now on, if only for errors."""
+        if self._watched != _UNWATCHED:
+            return  # we do: the peer had said more than was taken here at once
         wanted = self._wanted()
         self._loop.watch(self._socket.fileno(), wanted, self.on_event)
         self._watched = wanted
