@@ -54,7 +54,7 @@ def arrive(connection: "Connection", segment: "Segment", now: float) -> None:
     ):
         _check_urgent(connection, segment, seq)
         if connection.state in RECEIVING and segment.payload:
-            if connection.orphaned:
+            if connection.sender.orphaned:
                 connection.abort()  # SHLD-3: its data get lost, and it is to know
                 return
             connection.receiver.take_any(seq, segment.payload, now)

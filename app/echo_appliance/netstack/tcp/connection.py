@@ -51,7 +51,7 @@ class Connection:
 
     __slots__ = (
         "_moment", "_out", "_stamp_offset", "application", "challenged_at", "error", "heard_at",
-        "local", "local_port", "mss", "on_transition", "orphaned", "passive", "probes", "receiver",
+        "local", "local_port", "mss", "on_transition", "passive", "probes", "receiver",
         "remote", "remote_port", "scaled", "scheduled", "sender", "settings", "soft_error",
         "stamps", "state", "time_wait_at",
     )  # fmt: skip
@@ -90,7 +90,6 @@ class Connection:
         self.scaled = False  # both sides know of window scaling
         self.heard_at = 0.0
         self.challenged_at = -NEVER
-        self.orphaned = False  # no application reads any more
         self.time_wait_at = NEVER  # the end of TIME-WAIT; of FIN-WAIT-2, if orphaned
         self.probes = 0  # keepalive probes without an answer
         self.scheduled = NEVER  # the endpoint's: when it will look at deadline()
@@ -177,13 +176,13 @@ class Connection:
         if self.readable:
             self.abort()
             return
-        self.orphaned = self.sender.orphaned = True
+        self.sender.orphaned = True
         self.close()
         self.limit_orphan(now)
 
     def limit_orphan(self, now: float) -> None:
         """Wait no longer than that for the peer's FIN, if nobody else does (driver)."""
-        if self.orphaned and self.state is State.FIN_WAIT_2:
+        if self.sender.orphaned and self.state is State.FIN_WAIT_2:
             self.time_wait_at = now + ORPHAN_TIMEOUT
 
     def abort(self) -> None:

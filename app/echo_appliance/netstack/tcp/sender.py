@@ -53,7 +53,7 @@ class Sender:
         self.burst_limit = 0
         self.queue = Stream(iss + 1)
         self.fin: int | None = None  # where our FIN is, once the application has closed
-        self.orphaned = False  # nobody waits for what becomes of it
+        self.orphaned = False  # no application reads any more, or waits for what becomes of this
         self.urgent = iss  # urgent data ends here
         self.recovery = Recovery(mss, settings.congestion)
         self.flight = self.recovery.flight
